@@ -1,0 +1,328 @@
+"""Build the native library: write build.ninja, run ninja.
+
+    python csrc/build.py                 # hybrid_kernels/_C.so, in place
+
+Sources are found by convention, so a new op needs no entry here:
+
+    csrc/*.cpp, csrc/common/*.cpp, csrc/<op>/<op>.cpp   once, with the headers of torch's stable ABI
+    csrc/<op>/<op>_cpu.cpp                              once per instruction set, without torch
+    csrc/<op>/<op>_cuda.cu                              by nvcc, where there is one
+
+torch is never imported: only its headers and libraries are used, and only its stable ABI, so one
+library serves every Python and every torch >= 2.10.
+
+Environment: CXX, CUDA_HOME, HYBRID_TORCH_DIR (the folder of the torch package),
+HYBRID_CUDA=auto|0|1, HYBRID_CUDA_ARCHS="80;90;100", MAX_JOBS.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+CSRC = ROOT / "csrc"
+BUILD_DIR = ROOT / "build" / "native"
+IN_PLACE = ROOT / "hybrid_kernels" / "_C.so"
+
+TORCH_TARGET_VERSION = "0x020a000000000000"  # 2.10: the oldest torch that the library runs on
+
+# Errors and traps of floating point are never looked at, and both would forbid vector code; NaN
+# and infinity keep their meaning, so no -ffast-math.
+CXX_FLAGS = ["-std=c++17", "-O3", "-g0", "-fPIC", "-fvisibility=hidden", "-Wall"]
+CXX_FLAGS += ["-fno-math-errno", "-fno-trapping-math"]
+
+_AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c"]
+_AVX512 += ["-mprefer-vector-width=512"]
+X86_ISAS = {
+    "baseline": [],
+    "avx2": ["-mavx2", "-mfma", "-mf16c"],
+    "avx512": _AVX512,
+    "avx512_bf16": [*_AVX512, "-mavx512bf16"],
+}
+CPU_ISAS = X86_ISAS if platform.machine() in ("x86_64", "AMD64") else {"baseline": []}
+
+
+class BuildError(RuntimeError):
+    """The build cannot start or failed; the message says what to do."""
+
+
+@dataclass
+class Cuda:
+    """A CUDA toolkit and what to build with it."""
+
+    nvcc: Path
+    home: Path
+    version: str
+    archs: list[str]
+
+    @property
+    def include(self) -> Path:
+        return self.home / "include"
+
+    def library_dir(self) -> Path:
+        for folder in ("lib64", "lib", *(f"targets/{m}-linux/lib" for m in ("x86_64", "sbsa"))):
+            if (self.home / folder / "libcudart_static.a").exists():
+                return self.home / folder
+        raise BuildError(
+            f"libcudart_static.a was not found below {self.home}: install the CUDA runtime's"
+            " development files, or build without CUDA: HYBRID_CUDA=0."
+        )
+
+
+@dataclass
+class Library:
+    """One native library. The host emulator of the tests builds variants of the ordinary one."""
+
+    output: Path
+    build_dir: Path
+    torch_dir: Path
+    cxx: str
+    cuda: Cuda | None = None
+    flags: list[str] = field(default_factory=list)  # for every C++ file and the link
+    extra_sources: list[Path] = field(default_factory=list)  # compiled like an op's .cpp
+    # Host emulator: its name ("plain", "asan", "tsan") and the flags with which the C++ compiler
+    # takes the .cu files. The CUDA implementation is then registered for CPU tensors.
+    emulator: str | None = None
+    emulator_flags: list[str] = field(default_factory=list)
+
+
+def find_torch() -> Path:
+    """Folder of the torch package that the library will run with."""
+    if named := os.environ.get("HYBRID_TORCH_DIR"):
+        if (Path(named) / "include").is_dir():
+            return Path(named)
+        raise BuildError(f"HYBRID_TORCH_DIR={named} is not a torch package: no include/ in it.")
+    code = "import importlib.util as u; s = u.find_spec('torch');"
+    code += "print(s.submodule_search_locations[0] if s else '')"
+    # pip hides the target environment from an isolated build by PYTHONPATH; -I looks past that.
+    for options in ([], ["-I"]):
+        command = [sys.executable, *options, "-c", code]
+        found = subprocess.run(command, capture_output=True, text=True, cwd="/").stdout.strip()
+        if found:
+            return Path(found)
+    raise BuildError(
+        f"hybrid_kernels is built against torch >= 2.10, which {sys.executable} does not have.\n"
+        "Install it, then try again:  pip install 'torch>=2.10'\n"
+        "For a torch elsewhere, set HYBRID_TORCH_DIR=/path/to/site-packages/torch."
+    )
+
+
+def find_compiler() -> str:
+    """The C++ compiler: CXX, or the first of g++, c++, clang++ that is there."""
+    named = os.environ.get("CXX")
+    found = named or next((c for c in ("g++", "c++", "clang++") if shutil.which(c)), None)
+    advice = (
+        "hybrid_kernels needs a C++17 compiler (g++ >= 10 or clang++ >= 10).\n"
+        "Install one (Debian, Ubuntu: apt-get install g++; Fedora: dnf install gcc-c++),"
+        " or set CXX to one, then try again."
+    )
+    if found is None:
+        raise BuildError(f"No C++ compiler was found.\n{advice}")
+    probe = "#include <optional>\ntemplate <class T> constexpr bool f() { return sizeof(T) > 1; }\n"
+    probe += "int main() { if constexpr (f<int>()) return std::optional<int>(0).value(); }\n"
+    options = ["-std=c++17", *list(CPU_ISAS.values())[-1], "-x", "c++", "-fsyntax-only", "-"]
+    try:
+        test = subprocess.run(
+            [*found.split(), *options], input=probe, capture_output=True, text=True
+        )
+    except OSError as error:
+        raise BuildError(f"The C++ compiler {found!r} does not run: {error}.\n{advice}") from None
+    if test.returncode != 0:
+        raise BuildError(f"The C++ compiler {found!r} fails:\n{test.stderr}\n{advice}")
+    return found
+
+
+def find_cuda() -> Cuda | None:
+    """The CUDA toolkit, or None where there is none or HYBRID_CUDA=0 forbids it."""
+    wish = os.environ.get("HYBRID_CUDA", "auto")
+    if wish not in ("auto", "0", "1"):
+        raise BuildError(f"HYBRID_CUDA={wish}: expected auto, 0 or 1.")
+    if wish == "0":
+        return None
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
+    candidates = [str(Path(home) / "bin" / "nvcc") for home in homes if home]
+    candidates += ["nvcc", "/usr/local/cuda/bin/nvcc"]
+    nvcc = next((found for c in candidates if (found := shutil.which(c))), None)
+    if nvcc is None:
+        if wish == "1":
+            raise BuildError(
+                "HYBRID_CUDA=1, but no nvcc was found. Install the CUDA toolkit and set CUDA_HOME"
+                " to its folder, or build without CUDA: HYBRID_CUDA=0."
+            )
+        return None
+    # nvcc may be a wrapper script or a link: only it knows where its toolkit lies.
+    command = [nvcc, "--dryrun", "-x", "cu", "-c", os.devnull, "-o", os.devnull]
+    dry_run = subprocess.run(command, capture_output=True, text=True)
+    top = re.search(r"^#\$ TOP=(.+)$", dry_run.stderr, re.MULTILINE)
+    version = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+    release = re.search(r"release (\d+\.\d+)", version)
+    if top is None or release is None:
+        raise BuildError(f"{nvcc} does not run:\n{dry_run.stderr}\nHYBRID_CUDA=0 does without it.")
+    archs = os.environ.get("HYBRID_CUDA_ARCHS", "80;90;100").split(";")
+    if not all(re.fullmatch(r"\d{2,3}[af]?", arch) for arch in archs):
+        raise BuildError(f"HYBRID_CUDA_ARCHS={';'.join(archs)}: expected numbers, as in 80;90;100.")
+    return Cuda(Path(nvcc), Path(top[1]).resolve(), release[1], archs)
+
+
+def find_library(output: Path = IN_PLACE, build_dir: Path = BUILD_DIR) -> Library:
+    """The ordinary library, with the torch, compiler and CUDA toolkit of this machine."""
+    return Library(output, build_dir, find_torch(), find_compiler(), find_cuda())
+
+
+def package_version() -> str:
+    text = (ROOT / "pyproject.toml").read_text()
+    return re.search(r'^version = "(.+)"$', text, re.MULTILINE)[1]
+
+
+def build_info(library: Library) -> dict[str, object]:
+    """What hybrid_build_info() reports."""
+    command = [*library.cxx.split(), "--version"]
+    compiler = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()[0]
+    cuda = library.cuda
+    return {
+        "version": package_version(),
+        "compiler": compiler,
+        "cpu_isas": list(CPU_ISAS),
+        "cuda_version": cuda.version if cuda else None,
+        "cuda_archs": cuda.archs if cuda else None,
+        "torch_target_version": TORCH_TARGET_VERSION,
+        "emulator": library.emulator,
+    }
+
+
+def write_if_changed(path: Path, text: str) -> None:
+    """An unchanged file keeps its time, so that nothing is rebuilt for it."""
+    if not path.exists() or path.read_text() != text:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+def write_ninja(library: Library) -> None:
+    """Write build.ninja and the generated header into library.build_dir."""
+    from ninja import ninja_syntax
+
+    info = json.dumps(build_info(library), indent=2)
+    header = f'// Generated by build.py.\nconstexpr char kBuildInfo[] = R"json({info})json";\n'
+    write_if_changed(library.build_dir / "build_info.h", header)
+    with open(library.build_dir / "build.ninja.new", "w") as file:
+        ninja = ninja_syntax.Writer(file, width=100)
+        _write_rules(ninja, library)
+        ninja.build("_C.so", "link", _write_objects(ninja, library))
+        ninja.default("_C.so")
+    # In one step, and only when it changed: ninja keeps its log beside it.
+    text = (library.build_dir / "build.ninja.new").read_text()
+    (library.build_dir / "build.ninja.new").unlink()
+    write_if_changed(library.build_dir / "build.ninja", text)
+
+
+def _write_rules(ninja, library: Library) -> None:
+    torch, cuda = library.torch_dir, library.cuda
+    flags = [*CXX_FLAGS, *library.flags, f"-I{CSRC}"]
+    torch_flags = ["-I.", f"-isystem{torch}/include"]
+    torch_flags += [f"-isystem{torch}/include/torch/csrc/api/include"]
+    torch_flags += [f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}"]
+    link_flags = [*library.flags, f"-L{torch}/lib", "-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu"]
+    link_flags += ["-ldl", "-lpthread"]
+    link_flags += ["-Wl,--exclude-libs,ALL", "-Wl,--no-undefined"]
+    if library.emulator:
+        torch_flags += ["-DHYBRID_WITH_CUDA", "-DHYBRID_HOST_EMULATOR", *library.emulator_flags]
+    elif cuda:
+        torch_flags += ["-DHYBRID_WITH_CUDA"]
+        link_flags += [f"-L{cuda.library_dir()}", "-lcudart_static", "-lrt"]
+    compile_cxx = f"{library.cxx} -MD -MF $out.d {_join(flags)}"
+    ninja.rule("torch", f"{compile_cxx} {_join(torch_flags)} -c $in -o $out", depfile="$out.d")
+    ninja.rule("cpu", f"{compile_cxx} $isa_flags -c $in -o $out", depfile="$out.d")
+    ninja.rule("link", f"{library.cxx} -shared $in -o $out {_join(link_flags)}")
+    if library.emulator:
+        emulate = [*library.emulator_flags, "-DHYBRID_HOST_EMULATOR", "-x", "c++"]
+        ninja.rule("cuda", f"{compile_cxx} {_join(emulate)} -c $in -o $out", depfile="$out.d")
+    elif cuda:
+        _write_nvcc_rule(ninja, library)
+
+
+def _write_nvcc_rule(ninja, library: Library) -> None:
+    cuda = library.cuda
+    nvcc_flags = ["-std=c++17", "-O3", f"-ccbin={library.cxx}", f"-I{CSRC}"]
+    nvcc_flags += ["-Xcompiler=-fPIC,-fvisibility=hidden", "-Xptxas=-v", "-Xfatbin=-compress-all"]
+    nvcc_flags += [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in cuda.archs]
+    last = cuda.archs[-1]  # as PTX too, for GPUs yet to come
+    nvcc_flags += [f"-gencode=arch=compute_{last},code=compute_{last}"]
+    # ptxas reports registers and spills to stderr: kept beside the object, shown on failure.
+    command = f"{cuda.nvcc} -MD -MF $out.d {_join(nvcc_flags)} -c $in -o $out 2> $out.ptxas"
+    ninja.rule("cuda", f"{command} || (cat $out.ptxas >&2; exit 1)", depfile="$out.d")
+
+
+def _write_objects(ninja, library: Library) -> list[str]:
+    objects: list[str] = []
+
+    def add(rule: str, source: Path, name: str, **variables: str) -> None:
+        objects.append(f"{name}.o")
+        ninja.build(objects[-1], rule, str(source), variables=variables)
+
+    ops = sorted(p.parent for p in CSRC.glob("*/*.h") if p.stem == p.parent.name)
+    for op in ops:  # first the files that take longest
+        source = op / f"{op.name}_cuda.cu"
+        if source.exists() and (library.cuda or library.emulator):
+            add("cuda", source, f"{op.name}/{source.stem}")
+        source = op / f"{op.name}_cpu.cpp"
+        for isa, flags in CPU_ISAS.items() if source.exists() else ():
+            isa_flags = _join([*flags, f"-DHYBRID_ISA={isa}"])
+            add("cpu", source, f"{op.name}/{source.stem}.{isa}", isa_flags=isa_flags)
+    torch_sources = [op / f"{op.name}.cpp" for op in ops if (op / f"{op.name}.cpp").exists()]
+    torch_sources += sorted([*CSRC.glob("*.cpp"), *(CSRC / "common").glob("*.cpp")])
+    for source in torch_sources:
+        add("torch", source, str(source.relative_to(CSRC).with_suffix("")))
+    for source in library.extra_sources:
+        add("torch", source, f"extra/{source.stem}")
+    return objects
+
+
+def _join(flags: list[str]) -> str:
+    return " ".join(flags)
+
+
+def build(library: Library, verbose: bool = False) -> Path:
+    """Bring library.output up to date and return it."""
+    import ninja
+
+    library.build_dir.mkdir(parents=True, exist_ok=True)
+    with open(library.build_dir / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two test workers may ask at once
+        write_ninja(library)
+        command = [str(Path(ninja.BIN_DIR) / "ninja"), "-C", str(library.build_dir)]
+        if jobs := os.environ.get("MAX_JOBS"):
+            command += ["-j", jobs]
+        if verbose:
+            command += ["-v"]
+        if subprocess.run(command).returncode != 0:
+            raise BuildError("The native build failed; the compiler's messages are above.")
+        built = library.build_dir / "_C.so"
+        if not library.output.exists() or not os.path.samefile(built, library.output):
+            _install(built, library.output)
+    return library.output
+
+
+def _install(built: Path, output: Path) -> None:
+    """Copy beside and rename: a process that has the old library mapped keeps it intact."""
+    if output.exists() and output.stat().st_mtime_ns == built.stat().st_mtime_ns:
+        return
+    output.parent.mkdir(parents=True, exist_ok=True)
+    fresh = output.with_name(f".{output.name}.{os.getpid()}")
+    shutil.copy2(built, fresh)
+    os.replace(fresh, output)
+
+
+if __name__ == "__main__":
+    try:
+        print(build(find_library(), verbose="-v" in sys.argv[1:]))
+    except BuildError as problem:
+        sys.exit(f"error: {problem}")

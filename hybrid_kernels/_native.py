@@ -1,0 +1,82 @@
+"""The compiled library: load it once, ask it how it was built and what it runs on."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import json
+import os
+from pathlib import Path
+from typing import TypedDict
+
+import torch
+
+
+class BuildInfo(TypedDict):
+    """How the library was built; None where there is no such part."""
+
+    version: str
+    compiler: str
+    cpu_isas: list[str]
+    cuda_version: str | None
+    cuda_archs: list[str] | None
+    torch_target_version: str
+    emulator: str | None
+
+
+def library_path() -> Path:
+    """HYBRID_KERNELS_LIBRARY, or the library that was built into this package."""
+    named = os.environ.get("HYBRID_KERNELS_LIBRARY")
+    return Path(named) if named else Path(__file__).parent / "_C.so"
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """Register the operators with torch and return the library.
+
+    Raises ImportError when the library was not built, or does not fit the installed torch.
+    """
+    path = library_path()
+    if not path.exists():
+        raise ImportError(
+            f"hybrid_kernels has no compiled library: {path} does not exist. In a source checkout"
+            " run `python csrc/build.py` or `pip install -e .`; if you installed the package, but"
+            " Python finds the source folder first, start it from another folder."
+        )
+    try:
+        torch.ops.load_library(str(path))
+    except OSError as error:
+        raise ImportError(
+            f"The compiled library {path} does not load with torch {torch.__version__}: {error}."
+            " It needs torch >= 2.10; if the library is stale, build it again: `pip install .`"
+        ) from error
+    # load_library has mapped the file; this is a second handle on the same mapping.
+    handle = ctypes.CDLL(str(path))
+    handle.hybrid_build_info.restype = ctypes.c_char_p
+    handle.hybrid_cpu_isa.restype = ctypes.c_char_p
+    handle.hybrid_set_cpu_isa.argtypes = [ctypes.c_char_p]
+    handle.hybrid_set_cpu_isa.restype = ctypes.c_int
+    return handle
+
+
+def build_info() -> BuildInfo:
+    """Compiler, instruction sets and CUDA architectures of the library."""
+    return json.loads(library().hybrid_build_info())
+
+
+def cpu_isa() -> str:
+    """The instruction set in use: "baseline", "avx2", "avx512" or "avx512_bf16"."""
+    return library().hybrid_cpu_isa().decode()
+
+
+def set_cpu_isa(name: str) -> None:
+    """Lower the instruction set, or raise it again up to what the processor has.
+
+    HYBRID_KERNELS_CPU_ISA sets it for a whole process. Raises ValueError for a name that the
+    library was not built with or that this processor cannot run.
+    """
+    if library().hybrid_set_cpu_isa(name.encode()) != 0:
+        raise ValueError(
+            f"set_cpu_isa: {name!r} is not an instruction set that this processor has; built are"
+            f" {', '.join(build_info()['cpu_isas'])}, in use is {cpu_isa()}."
+        )
