@@ -1,0 +1,1 @@
+"""Hybrid vision backbones and their operators in plain PyTorch: the papers, readable and exact."""

@@ -1,0 +1,38 @@
+"""Reference operators: the same signatures as torch.ops.hybrid, in plain PyTorch and einops."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from python_ref.ops.atrous_attention import (
+    atrous_attention,
+    atrous_attention_backward,
+    atrous_attention_out,
+)
+from python_ref.ops.atrous_partition import atrous_merge, atrous_partition
+from python_ref.ops.gated_fuse import gated_fuse, gated_fuse_backward
+
+__all__ = [
+    "REFERENCE",
+    "OpTable",
+    "atrous_attention",
+    "atrous_attention_backward",
+    "atrous_attention_out",
+    "atrous_merge",
+    "atrous_partition",
+    "gated_fuse",
+    "gated_fuse_backward",
+]
+
+
+@dataclass(frozen=True)
+class OpTable:
+    """The operators that a mixer calls. Every mixer holds one in its attribute `ops`.
+
+    Assigning another table to that attribute swaps the implementation and nothing else.
+    """
+
+    atrous_attention: Callable  # (qkv, bias, dilations, window, scale) -> out
+    gated_fuse: Callable  # (x, m, weight, bias, scale, residual) -> y
+
+
+REFERENCE = OpTable(atrous_attention=atrous_attention_out, gated_fuse=gated_fuse)
