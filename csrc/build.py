@@ -1,6 +1,7 @@
 """Build the native library: write build.ninja, run ninja.
 
-    python csrc/build.py                 # hybrid_kernels/_C.so, in place
+    python csrc/build.py                       hybrid_kernels/_C.so, in place
+    python csrc/build.py --help                another place, a second build folder
 
 Sources are found by convention, so a new op needs no entry here:
 
@@ -17,6 +18,7 @@ HYBRID_CUDA=auto|0|1, HYBRID_CUDA_ARCHS="80;90;100", MAX_JOBS.
 
 from __future__ import annotations
 
+import argparse
 import fcntl
 import json
 import os
@@ -321,8 +323,17 @@ def _install(built: Path, output: Path) -> None:
     os.replace(fresh, output)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Build the native library of hybrid_kernels.")
+    parser.add_argument("--output", type=Path, default=IN_PLACE, help="the library to write")
+    parser.add_argument("--build-dir", type=Path, default=BUILD_DIR, help="objects and build.ninja")
+    parser.add_argument("-v", "--verbose", action="store_true", help="show every command")
+    options = parser.parse_args()
     try:
-        print(build(find_library(), verbose="-v" in sys.argv[1:]))
+        build(find_library(options.output, options.build_dir), options.verbose)
     except BuildError as problem:
         sys.exit(f"error: {problem}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+# Needs Python >= 3.10 and a C++17 compiler, nothing else. nvcc, where there is one, adds the CUDA
+# kernels. Everything is installed into .venv; a second run of any target starts at once.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+# With an NVIDIA GPU and a torch beside $(PYTHON), that torch is used; with a GPU alone, pip's
+# newest; without one, the pinned pair.
+GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU && echo 1)
+ifdef GPU
+OWN_TORCH := $(shell $(PYTHON) -c "import torch; torch.version.cuda and print(1)" 2>/dev/null)
+VENV_OPTIONS := $(if $(OWN_TORCH),--system-site-packages)
+else
+CONSTRAINTS := -c constraints.txt
+endif
+
+CXX_SOURCES = $(shell find csrc tests bench -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+SOURCES = $(CXX_SOURCES) $(shell find csrc hybrid_kernels python_ref tests bench .ci -name '*.py' -o -name '*.sh' -o -name 'run')
+
+.PHONY: help build demo test bench wheel lint clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo    a photograph through ACC-ViT: reference against fused, agreement and times"
+	@echo "make test    every suite: CPU, Triton's interpreter, CUDA on the host emulator, packaging"
+	@echo "make bench   hybrid-kernels bench: every op against its baselines and the roofline"
+	@echo "make build   the native library, in place; only what changed"
+	@echo "make wheel   dist/*.whl"
+	@echo "make lint    formatting, common mistakes, file lengths"
+	@echo "make clean   remove what was built; $(VENV) stays"
+
+# Stamps: what is installed in the virtual environment.
+
+$(VENV)/.created:
+	@$(PYTHON) -c "import sys; v = sys.version_info; sys.exit(v < (3, 10) and f'error: {sys.executable} is Python {v[0]}.{v[1]}; 3.10 or newer is needed: make PYTHON=python3.12')"
+	$(PYTHON) -m venv $(VENV_OPTIONS) $(VENV)
+	@touch $@
+
+# torch first and alone: the package is built against it, without isolation, so that `make build`
+# later continues the same build.
+$(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt
+	$(PIP) install $(CONSTRAINTS) "torch>=2.10" "setuptools>=77" "ninja>=1.11.1"
+	$(PIP) install $(CONSTRAINTS) --no-build-isolation -e ".[demo]"
+	@touch $@
+
+$(VENV)/.lint: $(VENV)/.created pyproject.toml
+	$(PIP) install "ruff>=0.9" "clang-format>=19"
+	@touch $@
+
+$(VENV)/.bench $(VENV)/.test: $(VENV)/.%: $(VENV)/.installed
+	$(PIP) install $(CONSTRAINTS) --no-build-isolation -e ".[$*]"
+	@touch $@
+
+$(VENV)/.triton: $(VENV)/.installed
+	$(PIP) install $(CONSTRAINTS) "triton>=3.6"
+	@touch $@
+
+build: $(VENV)/.installed
+	@$(BIN)/python csrc/build.py
+
+demo: build
+	$(BIN)/hybrid-kernels demo
+
+test: $(VENV)/.test $(VENV)/.triton build
+	$(BIN)/python tests/run_all.py
+
+bench: $(VENV)/.bench build
+	$(BIN)/hybrid-kernels bench
+
+wheel: $(VENV)/.installed
+	rm -rf build/lib build/lib.* build/bdist.* dist
+	$(PIP) wheel --no-build-isolation --no-deps --wheel-dir dist .
+
+lint: $(VENV)/.lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(CXX_SOURCES)
+	@wc -l $(SOURCES) | awk '$$2 != "total" && $$1 > 400 \
+	  { print $$2 ": " $$1 " lines; a file has at most 400"; long = 1 } END { exit long }'
+
+clean:
+	rm -rf build dist *.egg-info hybrid_kernels/_C.so .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path "./$(VENV)/*" -prune -exec rm -rf {} +

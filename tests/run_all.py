@@ -1,0 +1,104 @@
+"""Run every suite, each in its own process, and count: `make test`.
+
+Triton's interpreter, the host emulator and its sanitizers each need their own process, because
+what they replace is chosen when Python starts.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ElementTree
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "build" / "test-results"
+
+PYTEST = ["-m", "pytest", "-q"]
+TWO_WORKERS = ["-n", "2"]
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A command of this Python that runs pytest, and what it sets in the environment."""
+
+    name: str
+    command: list[str]
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+SUITES = [
+    Suite("cpu", [*PYTEST, *TWO_WORKERS, "tests"]),
+    Suite("triton-interpreter", [*PYTEST, *TWO_WORKERS, "tests"], {"TRITON_INTERPRET": "1"}),
+    *(Suite(f"cuda-{m}", ["tests/host_cuda/run.py", m]) for m in ("plain", "asan", "tsan")),
+]
+
+
+@dataclass
+class Counts:
+    """Tests of a suite by outcome, and its wall time."""
+
+    passed: int = 0
+    failed: int = 0
+    skipped: int = 0
+    seconds: float = 0.0
+
+
+def run(suite: Suite) -> Counts:
+    """Run one suite with its output on the terminal; count from the report that pytest writes."""
+    report = RESULTS / f"{suite.name}.xml"
+    print(f"\n=== {suite.name}: python {' '.join(suite.command)}", flush=True)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | suite.environment
+    environment["PYTEST_ADDOPTS"] = f"--junitxml={report}"
+    begin = time.perf_counter()
+    status = subprocess.run([sys.executable, *suite.command], cwd=ROOT, env=environment).returncode
+    counts = read_report(report)
+    counts.seconds = time.perf_counter() - begin
+    if status != 0 and counts.failed == 0:  # it did not get as far as to report what failed
+        counts.failed = 1
+    return counts
+
+
+def read_report(report: Path) -> Counts:
+    """Counts of a JUnit report; a missing one is a failure."""
+    if not report.exists():
+        return Counts(failed=1)
+    suites = ElementTree.parse(report).getroot().iter("testsuite")
+    counts = Counts()
+    for suite in suites:
+        failed = int(suite.get("failures", 0)) + int(suite.get("errors", 0))
+        skipped = int(suite.get("skipped", 0))
+        counts.failed += failed
+        counts.skipped += skipped
+        counts.passed += int(suite.get("tests", 0)) - failed - skipped
+    return counts
+
+
+def main() -> int:
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    for old in RESULTS.iterdir():
+        old.unlink()
+    wanted = sys.argv[1:] or [suite.name for suite in SUITES]
+    if unknown := set(wanted) - {suite.name for suite in SUITES}:
+        sys.exit(f"unknown suite {unknown}: choose from {[suite.name for suite in SUITES]}")
+    results = {suite.name: run(suite) for suite in SUITES if suite.name in wanted}
+
+    lines = [f"{'suite':20} {'passed':>8} {'failed':>8} {'skipped':>8} {'seconds':>8}"]
+    for name, c in results.items():
+        lines.append(f"{name:20} {c.passed:8} {c.failed:8} {c.skipped:8} {c.seconds:8.0f}")
+    passed = sum(c.passed for c in results.values())
+    failed = sum(c.failed for c in results.values())
+    seconds = sum(c.seconds for c in results.values())
+    lines.append(f"{passed + failed} tests in {seconds:.0f} s")
+    lines.append(f"{passed} passed, {failed} failed")
+    summary = "\n".join(lines)
+    (RESULTS / "summary.txt").write_text(summary + "\n")
+    print(f"\n{summary}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
