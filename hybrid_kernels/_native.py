@@ -1,9 +1,11 @@
-"""The compiled library: load it once, ask it how it was built and what it runs on."""
+"""The compiled library: importing this module loads it, which defines torch.ops.hybrid.*.
+
+Raises ImportError when the library was not built, or does not fit the installed torch.
+"""
 
 from __future__ import annotations
 
 import ctypes
-import functools
 import json
 import os
 from pathlib import Path
@@ -30,13 +32,7 @@ def library_path() -> Path:
     return Path(named) if named else Path(__file__).parent / "_C.so"
 
 
-@functools.cache
-def library() -> ctypes.CDLL:
-    """Register the operators with torch and return the library.
-
-    Raises ImportError when the library was not built, or does not fit the installed torch.
-    """
-    path = library_path()
+def _load(path: Path) -> ctypes.CDLL:
     if not path.exists():
         raise ImportError(
             f"hybrid_kernels has no compiled library: {path} does not exist. In a source checkout"
@@ -50,23 +46,22 @@ def library() -> ctypes.CDLL:
             f"The compiled library {path} does not load with torch {torch.__version__}: {error}."
             " It needs torch >= 2.10; if the library is stale, build it again: `pip install .`"
         ) from error
-    # load_library has mapped the file; this is a second handle on the same mapping.
-    handle = ctypes.CDLL(str(path))
-    handle.hybrid_build_info.restype = ctypes.c_char_p
-    handle.hybrid_cpu_isa.restype = ctypes.c_char_p
-    handle.hybrid_set_cpu_isa.argtypes = [ctypes.c_char_p]
-    handle.hybrid_set_cpu_isa.restype = ctypes.c_int
-    return handle
+    library = ctypes.CDLL(str(path))  # a second handle on what load_library has just mapped
+    library.hybrid_build_info.restype = ctypes.c_char_p
+    library.hybrid_cpu_isa.restype = ctypes.c_char_p
+    library.hybrid_set_cpu_isa.argtypes = [ctypes.c_char_p]
+    library.hybrid_set_cpu_isa.restype = ctypes.c_int
+    return library
 
 
 def build_info() -> BuildInfo:
     """Compiler, instruction sets and CUDA architectures of the library."""
-    return json.loads(library().hybrid_build_info())
+    return json.loads(_library.hybrid_build_info())
 
 
 def cpu_isa() -> str:
     """The instruction set in use: "baseline", "avx2", "avx512" or "avx512_bf16"."""
-    return library().hybrid_cpu_isa().decode()
+    return _library.hybrid_cpu_isa().decode()
 
 
 def set_cpu_isa(name: str) -> None:
@@ -75,8 +70,11 @@ def set_cpu_isa(name: str) -> None:
     HYBRID_KERNELS_CPU_ISA sets it for a whole process. Raises ValueError for a name that the
     library was not built with or that this processor cannot run.
     """
-    if library().hybrid_set_cpu_isa(name.encode()) != 0:
+    if _library.hybrid_set_cpu_isa(name.encode()) != 0:
         raise ValueError(
             f"set_cpu_isa: {name!r} is not an instruction set that this processor has; built are"
             f" {', '.join(build_info()['cpu_isas'])}, in use is {cpu_isa()}."
         )
+
+
+_library = _load(library_path())
