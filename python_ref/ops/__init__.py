@@ -9,6 +9,7 @@ from python_ref.ops.atrous_attention import (
     atrous_attention_out,
 )
 from python_ref.ops.atrous_partition import atrous_merge, atrous_partition
+from python_ref.ops.branch_linear import branch_project_in, branch_project_out
 from python_ref.ops.gated_fuse import gated_fuse, gated_fuse_backward
 
 __all__ = [
@@ -19,6 +20,8 @@ __all__ = [
     "atrous_attention_out",
     "atrous_merge",
     "atrous_partition",
+    "branch_project_in",
+    "branch_project_out",
     "gated_fuse",
     "gated_fuse_backward",
 ]
@@ -26,13 +29,20 @@ __all__ = [
 
 @dataclass(frozen=True)
 class OpTable:
-    """The operators that a mixer calls. Every mixer holds one in its attribute `ops`.
+    """The operators that mixers call. Every mixer holds one in its attribute `ops`.
 
     Assigning another table to that attribute swaps the implementation and nothing else.
     """
 
     atrous_attention: Callable  # (qkv, bias, dilations, window, scale) -> out
     gated_fuse: Callable  # (x, m, weight, bias, scale, residual) -> y
+    branch_project_in: Callable  # (x, norms, linears) -> (B, H, W, n * D)
+    branch_project_out: Callable  # (x, linears) -> n tensors (B, H, W, C)
 
 
-REFERENCE = OpTable(atrous_attention=atrous_attention_out, gated_fuse=gated_fuse)
+REFERENCE = OpTable(
+    atrous_attention=atrous_attention_out,
+    gated_fuse=gated_fuse,
+    branch_project_in=branch_project_in,
+    branch_project_out=branch_project_out,
+)

@@ -1,0 +1,96 @@
+"""Atrous inverted residual convolution, ACC-ViT Sec. 2.4, Eq. 3."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from python_ref.layers.drop_path import DropPath
+from python_ref.layers.gate import BranchGate
+from python_ref.layers.norm import batch_norm
+from python_ref.layers.squeeze_excite import SqueezeExcite
+from python_ref.ops import REFERENCE, OpTable
+
+
+class DilatedDepthwise(nn.Module):
+    """GELU(BN(depthwise 3x3)) with a dilation: one branch of the inverted residual, NCHW."""
+
+    def __init__(self, dim: int, dilation: int, stride: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(
+            dim, dim, 3, stride, padding=dilation, dilation=dilation, groups=dim, bias=False
+        )
+        self.norm = batch_norm(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(self.norm(self.conv(x)))
+
+
+class AtrousInvertedResidual(nn.Module):
+    """MBConv whose depthwise 3x3 is replaced by dilated ones, excited and mixed by a gate.
+
+    r + DropPath(BN(Conv1x1(sum_k g_k * SE_k(u_k)))), where u_k are the depthwise branches of the
+    expanded map and the gate g looks at that map at the output positions.
+
+    Args:
+        dim_in: input channels.
+        dim: output channels C; the expanded map has 4C, the squeezed one C / 4.
+        stride: 1 or 2; with 2 the shortcut is averaged and projected.
+        dilations: of the depthwise branches; (1,) is the ordinary MBConv.
+        gate: False takes the mean of the branches.
+        drop_path: rate of the residual branch.
+    """
+
+    used_ops = ("gated_fuse",)
+
+    def __init__(
+        self,
+        dim_in: int,
+        dim: int,
+        stride: int = 1,
+        dilations: Sequence[int] = (1, 2, 3),
+        gate: bool = True,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.ops: OpTable = REFERENCE
+        self.stride = stride
+        expanded = 4 * dim
+        self.shortcut = nn.Identity()
+        if stride > 1 or dim_in != dim:
+            pool = nn.AvgPool2d(3, stride, padding=1) if stride > 1 else nn.Identity()
+            self.shortcut = nn.Sequential(pool, nn.Conv2d(dim_in, dim, 1))
+        self.norm_in = batch_norm(dim_in)
+        self.expand = nn.Conv2d(dim_in, expanded, 1, bias=False)
+        self.norm_expanded = batch_norm(expanded)
+        self.branches = nn.ModuleList(
+            DilatedDepthwise(expanded, dilation, stride) for dilation in dilations
+        )
+        self.squeeze_excites = nn.ModuleList(SqueezeExcite(expanded, dim // 4) for _ in dilations)
+        gated = gate and len(dilations) > 1
+        self.gate = BranchGate(len(dilations), expanded) if gated else None
+        self.project = nn.Conv2d(expanded, dim, 1)
+        self.norm_out = batch_norm(dim)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, dim_in, H, W) -> (B, dim, ceil(H / stride), ceil(W / stride))."""
+        y = F.gelu(self.norm_expanded(self.expand(self.norm_in(x))))
+        branches = [rearrange(branch(y), "B C H W -> B H W C") for branch in self.branches]
+        excitations = [
+            excite.factors(branch)
+            for excite, branch in zip(self.squeeze_excites, branches, strict=True)
+        ]
+        centre = rearrange(y, "B C H W -> B H W C")[:, :: self.stride, :: self.stride]
+        z = self.ops.gated_fuse(
+            centre,
+            branches,
+            None if self.gate is None else self.gate.weight,
+            None if self.gate is None else self.gate.bias,
+            torch.stack(excitations, dim=1),
+            False,
+        )
+        z = self.norm_out(self.project(rearrange(z, "B H W C -> B C H W")))
+        return self.shortcut(x) + self.drop_path(z)

@@ -1,0 +1,226 @@
+"""ACC-ViT: atrous attention, gated fusion and atrous inverted residual convolutions.
+
+"Fusion of regional and sparse attention in Vision Transformers", Sec. 2.5, supplement A.2 and
+Table 2. A convolutional stem and four stages of [convolution block, attention block].
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import count
+
+import torch
+from einops import rearrange, reduce
+from torch import Tensor, nn
+
+from python_ref.layers import (
+    AtrousAttention,
+    AtrousInvertedResidual,
+    ConvNextMlp,
+    DropPath,
+    Mlp,
+    batch_norm,
+)
+
+_MLPS = {"mlp": Mlp, "convnext": ConvNextMlp}
+
+
+@dataclass(frozen=True)
+class ACCViTConfig:
+    """What distinguishes the variants (first four), and the switches of Table 8."""
+
+    stem: int
+    widths: tuple[int, ...]
+    layers: tuple[int, ...]
+    head_dim: int
+    dilations: tuple[tuple[int, ...], ...] = ((1, 2, 4, 8), (1, 2, 4), (1, 2), (1,))
+    window_size: int = 7
+    scale_mode: str = "head"  # or "width", see AtrousAttention
+    dw_dilations: tuple[int, ...] = (1, 2, 3)  # (1,) is the plain MBConv
+    gate: bool = True  # False: the mean of the branches, in both kinds of block
+    shared_mlp: bool = True  # False: one MLP for each attention branch, before the fusion
+    mlp: str = "mlp"  # or "convnext"
+
+
+VARIANTS = {
+    "accvit_femto": ACCViTConfig(32, (32, 64, 128, 256), (1, 2, 4, 1), 16),
+    "accvit_pico": ACCViTConfig(48, (48, 96, 192, 384), (1, 2, 4, 1), 16),
+    "accvit_nano": ACCViTConfig(64, (64, 128, 256, 512), (1, 2, 4, 1), 32),
+    "accvit_tiny": ACCViTConfig(64, (64, 128, 256, 512), (2, 3, 6, 2), 32),
+    "accvit_small": ACCViTConfig(64, (96, 192, 384, 768), (2, 3, 6, 2), 32),
+    "accvit_base": ACCViTConfig(64, (96, 192, 384, 768), (4, 6, 14, 2), 32),
+}
+
+
+class Stem(nn.Sequential):
+    """Two 3x3 convolutions, the first with stride 2, NCHW."""
+
+    def __init__(self, in_chans: int, dim: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_chans, dim, 3, stride=2, padding=1, bias=False)
+        self.norm1 = batch_norm(dim)
+        self.act1 = nn.GELU()
+        self.conv2 = nn.Conv2d(dim, dim, 3, padding=1)
+
+
+class AttentionBlock(nn.Module):
+    """Atrous attention and an MLP shared by its branches, (B, H, W, C) -> (B, H, W, C).
+
+    With shared_mlp=False every branch has its own MLP, and the fusion comes last.
+    """
+
+    def __init__(
+        self, dim: int, dilations: Sequence[int], config: ACCViTConfig, drop_path: float
+    ) -> None:
+        super().__init__()
+        self.attention = AtrousAttention(
+            dim,
+            dim // config.head_dim,
+            dilations,
+            config.window_size,
+            config.gate,
+            config.scale_mode,
+            drop_path,
+        )
+        number = 1 if config.shared_mlp else len(dilations)
+        self.mlps = nn.ModuleList(_MLPS[config.mlp](dim) for _ in range(number))
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(self.mlps) == 1:
+            y = self.attention(x)
+            return y + self.drop_path(self.mlps[0](y))
+        branches = [x + self.attention.drop_path(m) for m in self.attention.attend(x)]
+        branches = [y + self.drop_path(mlp(y)) for mlp, y in zip(self.mlps, branches, strict=True)]
+        return self.attention.fuse(x, branches, None, residual=False)
+
+
+class Layer(nn.Module):
+    """Convolution block, then attention block, NCHW (channels-last in memory)."""
+
+    def __init__(
+        self,
+        dim_in: int,
+        dim: int,
+        stride: int,
+        dilations: Sequence[int],
+        config: ACCViTConfig,
+        drop_path: float,
+    ) -> None:
+        super().__init__()
+        self.conv = AtrousInvertedResidual(
+            dim_in, dim, stride, config.dw_dilations, config.gate, drop_path
+        )
+        self.attention = AttentionBlock(dim, dilations, config, drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = rearrange(self.conv(x), "B C H W -> B H W C")
+        return rearrange(self.attention(y), "B H W C -> B C H W")
+
+
+class Head(nn.Module):
+    """Pooled map -> LayerNorm, Linear, tanh, Linear without bias: (B, C, H, W) -> logits."""
+
+    def __init__(self, dim: int, num_classes: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.hidden = nn.Linear(dim, dim)
+        self.classifier = nn.Linear(dim, num_classes, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = reduce(x, "B C H W -> B C", "mean")
+        return self.classifier(self.hidden(self.norm(pooled)).tanh())
+
+
+class ACCViT(nn.Module):
+    """ACC-ViT backbone with classifier, see `python_ref.models.create_model`.
+
+    Any input size: stage i has ceil(H / 4 / 2**i) rows, every stride rounding up.
+    """
+
+    def __init__(
+        self,
+        config: ACCViTConfig,
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        features_only: bool = False,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        _check(config, out_indices)
+        self.config = config
+        self.features_only = features_only
+        self.out_indices = tuple(out_indices)
+        self.stem = Stem(in_chans, config.stem)
+        self.stages = nn.ModuleList()
+        last = max(sum(config.layers) - 1, 1)
+        rates = (drop_path * depth / last for depth in count())
+        dim_in = config.stem
+        for dim, layers, dilations in zip(
+            config.widths, config.layers, config.dilations, strict=True
+        ):
+            stage = nn.Sequential()
+            for index in range(layers):
+                stride = 2 if index == 0 else 1
+                stage.append(Layer(dim_in, dim, stride, dilations, config, next(rates)))
+                dim_in = dim
+            self.stages.append(stage)
+        has_head = num_classes > 0 and not features_only
+        self.head = Head(dim_in, num_classes) if has_head else None
+        self.apply(_init_weights)
+
+    def forward_features(self, x: Tensor) -> list[Tensor]:
+        """x (B, in_chans, H, W) -> the output of every stage, NCHW at strides 4, 8, 16, 32."""
+        x = self.stem(x.contiguous(memory_format=torch.channels_last))
+        maps = []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        return maps
+
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        maps = self.forward_features(x)
+        if self.features_only:
+            return [maps[index] for index in self.out_indices]
+        if self.head is None:
+            return reduce(maps[-1], "B C H W -> B C", "mean")
+        return self.head(maps[-1])
+
+
+def build(
+    name: str,
+    num_classes: int,
+    in_chans: int,
+    features_only: bool,
+    out_indices: Sequence[int],
+    drop_path: float,
+    **options: object,
+) -> ACCViT:
+    """Build a variant by name; options replace fields of its `ACCViTConfig`."""
+    known = [field.name for field in fields(ACCViTConfig)]
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise ValueError(f"{name} has no option {unknown[0]!r}; its options are {', '.join(known)}")
+    config = replace(VARIANTS[name], **options)
+    return ACCViT(config, num_classes, in_chans, features_only, out_indices, drop_path)
+
+
+def _init_weights(module: nn.Module) -> None:
+    """Initialisation of TorchVision's MaxViT: N(0, 0.02) weights and zero biases."""
+    if isinstance(module, (nn.Conv2d, nn.Linear)):
+        nn.init.normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def _check(config: ACCViTConfig, out_indices: Sequence[int]) -> None:
+    stages = len(config.widths)
+    if not len(config.layers) == len(config.dilations) == stages:
+        raise ValueError(
+            f"widths, layers and dilations must have one entry per stage, got {config.widths}, "
+            f"{config.layers} and {config.dilations}"
+        )
+    if config.mlp not in _MLPS:
+        raise ValueError(f"mlp must be one of {', '.join(_MLPS)}, got {config.mlp!r}")
+    if any(not 0 <= index < stages for index in out_indices):
+        raise ValueError(f"out_indices must be in 0..{stages - 1}, got {tuple(out_indices)}")
