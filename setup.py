@@ -1,6 +1,7 @@
 """Native part of the package: everything else is in pyproject.toml."""
 
 import importlib.util
+import shutil
 import sys
 from pathlib import Path
 
@@ -32,6 +33,11 @@ class PlatformWheel(bdist_wheel):
     def finalize_options(self) -> None:
         super().finalize_options()
         self.root_is_pure = False
+
+    def run(self) -> None:
+        # What an earlier build left there would be packed, also after its source is gone.
+        shutil.rmtree(self.get_finalized_command("build").build_lib, ignore_errors=True)
+        super().run()
 
     def get_tag(self) -> tuple[str, str, str]:
         return "py3", "none", super().get_tag()[2]

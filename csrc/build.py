@@ -27,6 +27,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -51,6 +52,9 @@ X86_ISAS = {
     "avx512_bf16": [*_AVX512, "-mavx512bf16"],
 }
 CPU_ISAS = X86_ISAS if platform.machine() in ("x86_64", "AMD64") else {"baseline": []}
+
+
+CUDA_ARCHS = ["80", "90", "100"]
 
 
 class BuildError(RuntimeError):
@@ -153,26 +157,41 @@ def find_cuda() -> Cuda | None:
     homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
     candidates = [str(Path(home) / "bin" / "nvcc") for home in homes if home]
     candidates += ["nvcc", "/usr/local/cuda/bin/nvcc"]
+    installed_by_pip = Path(sysconfig.get_path("purelib")).glob("nvidia/cu*/bin/nvcc")
+    candidates += sorted(map(str, installed_by_pip), reverse=True)
     nvcc = next((found for c in candidates if (found := shutil.which(c))), None)
     if nvcc is None:
         if wish == "1":
             raise BuildError(
                 "HYBRID_CUDA=1, but no nvcc was found. Install the CUDA toolkit and set CUDA_HOME"
-                " to its folder, or build without CUDA: HYBRID_CUDA=0."
+                " to its folder, or pip install 'hybrid-kernels[nvcc]', or build without CUDA:"
+                " HYBRID_CUDA=0."
             )
         return None
     # nvcc may be a wrapper script or a link: only it knows where its toolkit lies.
     command = [nvcc, "--dryrun", "-x", "cu", "-c", os.devnull, "-o", os.devnull]
-    dry_run = subprocess.run(command, capture_output=True, text=True)
-    top = re.search(r"^#\$ TOP=(.+)$", dry_run.stderr, re.MULTILINE)
-    version = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
-    release = re.search(r"release (\d+\.\d+)", version)
+    dry_run = _output(command)
+    top = re.search(r"^#\$ TOP=(.+)$", dry_run, re.MULTILINE)
+    release = re.search(r"release (\d+\.\d+)", _output([nvcc, "--version"]))
     if top is None or release is None:
-        raise BuildError(f"{nvcc} does not run:\n{dry_run.stderr}\nHYBRID_CUDA=0 does without it.")
-    archs = os.environ.get("HYBRID_CUDA_ARCHS", "80;90;100").split(";")
-    if not all(re.fullmatch(r"\d{2,3}[af]?", arch) for arch in archs):
-        raise BuildError(f"HYBRID_CUDA_ARCHS={';'.join(archs)}: expected numbers, as in 80;90;100.")
-    return Cuda(Path(nvcc), Path(top[1]).resolve(), release[1], archs)
+        raise BuildError(f"{nvcc} does not run:\n{dry_run}\nHYBRID_CUDA=0 does without it.")
+    return Cuda(Path(nvcc), Path(top[1]).resolve(), release[1], _cuda_archs(nvcc))
+
+
+def _cuda_archs(nvcc: str) -> list[str]:
+    """HYBRID_CUDA_ARCHS, or those of the usual ones that this nvcc knows."""
+    if named := os.environ.get("HYBRID_CUDA_ARCHS"):
+        archs = named.split(";")
+        if not all(re.fullmatch(r"\d{2,3}[af]?", arch) for arch in archs):
+            raise BuildError(f"HYBRID_CUDA_ARCHS={named}: expected numbers, as in 80;90;100.")
+        return archs
+    known = _output([nvcc, "--list-gpu-code"]).split()
+    return [arch for arch in CUDA_ARCHS if f"sm_{arch}" in known]
+
+
+def _output(command: list[str]) -> str:
+    result = subprocess.run(command, capture_output=True, text=True)
+    return result.stdout + result.stderr
 
 
 def find_library(output: Path = IN_PLACE, build_dir: Path = BUILD_DIR) -> Library:
@@ -187,12 +206,10 @@ def package_version() -> str:
 
 def build_info(library: Library) -> dict[str, object]:
     """What hybrid_build_info() reports."""
-    command = [*library.cxx.split(), "--version"]
-    compiler = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()[0]
     cuda = library.cuda
     return {
         "version": package_version(),
-        "compiler": compiler,
+        "compiler": _output([*library.cxx.split(), "--version"]).splitlines()[0],
         "cpu_isas": list(CPU_ISAS),
         "cuda_version": cuda.version if cuda else None,
         "cuda_archs": cuda.archs if cuda else None,
@@ -306,7 +323,14 @@ def build(library: Library, verbose: bool = False) -> Path:
         if verbose:
             command += ["-v"]
         if subprocess.run(command).returncode != 0:
-            raise BuildError("The native build failed; the compiler's messages are above.")
+            raise BuildError(
+                "The native build failed; the compiler's messages are above."
+                + (
+                    " If they are nvcc's: HYBRID_CUDA=0 builds without CUDA."
+                    if library.cuda
+                    else ""
+                )
+            )
         built = library.build_dir / "_C.so"
         if not library.output.exists() or not os.path.samefile(built, library.output):
             _install(built, library.output)
