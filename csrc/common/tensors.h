@@ -1,0 +1,114 @@
+// What every <op>.cpp needs to turn torch tensors into a parameter struct: checks that throw
+// messages a user can act on, and reading of shapes, strides and dtypes. Torch's stable ABI only.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "types.h"
+
+namespace hybrid {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// Throws a RuntimeError in Python. Written out instead of STD_TORCH_CHECK, whose messages carry
+// the source path of the machine that built the library.
+template <class... Parts>
+void check(bool ok, const Parts&... parts) {
+  if (ok) return;
+  std::ostringstream text;
+  (text << ... << parts);
+  throw std::runtime_error(text.str());
+}
+
+template <class Range>
+std::string tuple_text(const Range& values) {
+  std::ostringstream text;
+  text << '(';
+  for (size_t i = 0; i < values.size(); ++i) text << (i ? ", " : "") << values[i];
+  text << (values.size() == 1 ? ",)" : ")");
+  return text.str();
+}
+
+inline std::string shape_text(const Tensor& t) { return tuple_text(t.sizes()); }
+
+inline const char* dtype_text(ScalarType type) {
+  switch (type) {
+    case ScalarType::Float: return "float32";
+    case ScalarType::Double: return "float64";
+    case ScalarType::BFloat16: return "bfloat16";
+    case ScalarType::Half: return "float16";
+    default: return "a dtype that is no floating point type";
+  }
+}
+
+inline std::string device_text(const Tensor& t) {
+  if (t.is_cpu()) return "cpu";
+  return t.is_cuda() ? "cuda:" + std::to_string(t.get_device_index()) : "another device";
+}
+
+inline DType dtype_of(const char* op, const char* name, const Tensor& t) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float: return DType::f32;
+    case ScalarType::Double: return DType::f64;
+    case ScalarType::BFloat16: return DType::bf16;
+    case ScalarType::Half: return DType::f16;
+    default: break;
+  }
+  check(false, op, ": ", name, " has ", dtype_text(t.scalar_type()),
+        "; expected float32, bfloat16, float16 or (on CPU) float64");
+  return DType::f32;
+}
+
+// The dtype of parameters, statistics and sums that belong to data of type `data`.
+inline ScalarType accumulate_type(ScalarType data) {
+  return data == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+inline void check_shape(const char* op, const char* name, const Tensor& t,
+                        const std::vector<int64_t>& expected, const char* meaning) {
+  bool same = t.dim() == static_cast<int64_t>(expected.size());
+  for (size_t i = 0; same && i < expected.size(); ++i) same = t.size(i) == expected[i];
+  check(same, op, ": ", name, " has shape ", shape_text(t), "; expected ", tuple_text(expected),
+        " = ", meaning);
+}
+
+inline void check_same_device(const char* op, const char* name, const Tensor& t,
+                              const char* first_name, const Tensor& first) {
+  check(t.is_cpu() == first.is_cpu() && t.get_device_index() == first.get_device_index(), op, ": ",
+        name, " is on ", device_text(t), " but ", first_name, " is on ", device_text(first),
+        "; move them to one device");
+}
+
+inline void check_dtype(const char* op, const char* name, const Tensor& t, ScalarType expected) {
+  check(t.scalar_type() == expected, op, ": ", name, " has ", dtype_text(t.scalar_type()),
+        "; expected ", dtype_text(expected), "; convert it with .to(torch.", dtype_text(expected),
+        ")");
+}
+
+// Kernels read any strides but want the elements of the last dimension side by side.
+inline Tensor unit_last_stride(const Tensor& t) {
+  const int64_t last = t.dim() - 1;
+  return t.stride(last) == 1 || t.size(last) == 1 ? t : torch::stable::contiguous(t);
+}
+
+template <size_t N>
+void copy_strides(const Tensor& t, int64_t (&strides)[N]) {
+  for (size_t i = 0; i < N; ++i) strides[i] = t.stride(static_cast<int64_t>(i));
+}
+
+inline Tensor empty_like_type(const Tensor& like, const std::vector<int64_t>& sizes,
+                              ScalarType type) {
+  return torch::stable::new_empty(like, sizes, type);
+}
+
+}  // namespace hybrid

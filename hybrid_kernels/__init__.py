@@ -1,0 +1,7 @@
+"""Fused kernels for vision backbones that mix attention and convolution."""
+
+from .backends import get_backend, set_backend, use_backend
+from .ops import atrous_attention
+
+__version__ = "0.1.0"
+__all__ = ["atrous_attention", "get_backend", "set_backend", "use_backend"]

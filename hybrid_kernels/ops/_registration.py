@@ -1,0 +1,94 @@
+"""One call registers what an op has in Python: shapes, gradient, autocast rule, FLOPs, backends."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch.utils.flop_counter import register_flop_formula
+
+from .. import backends
+
+AUTOCAST_KEYS = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}
+_library = torch.library.Library("hybrid", "FRAGMENT")
+
+
+def register(
+    name: str,
+    *,
+    module: str,
+    check: Callable,
+    fake: Callable,
+    setup_context: Callable | None = None,
+    backward: Callable | None = None,
+    autocast: Sequence[str] = (),
+    flops: Callable | None = None,
+) -> None:
+    """Register the Python half of ``torch.ops.hybrid.<name>``, whose schema C++ has defined.
+
+    Args:
+        name: The op.
+        module: The file of ``hybrid_kernels.triton`` and ``python_ref.ops`` that holds its kernels.
+        check: Raises on bad arguments. Guards the fake, Triton and reference kernels; the compiled
+            ones check in C++.
+        fake: Shapes and dtypes of the outputs, from the arguments alone.
+        setup_context: Saves what ``backward`` needs.
+        backward: Gradients; ``None`` for an op without a derivative, which then says so.
+        autocast: Arguments cast to autocast's dtype. The others keep theirs.
+        flops: Floating point operations from the arguments, for ``FlopCounterMode``.
+    """
+
+    def checked_fake(*args):
+        check(*args)
+        return fake(*args)
+
+    qualified = f"hybrid::{name}"
+    torch.library.register_fake(qualified, checked_fake)
+    torch.library.register_autograd(
+        qualified, backward or _no_derivative(name), setup_context=setup_context
+    )
+    packet = getattr(torch.ops.hybrid, name)
+    if autocast:
+        _register_autocast(name, packet.default, tuple(autocast))
+    if flops:
+        register_flop_formula(packet, get_raw=True)(flops)
+    backends.add_op(name, module, check)
+
+
+def require(ok: bool, message: str) -> None:
+    """Raise ``ValueError(message)`` unless ``ok``."""
+    if not ok:
+        raise ValueError(message)
+
+
+def _no_derivative(name: str) -> Callable:
+    def backward(ctx, *grads):
+        raise RuntimeError(
+            f"{name} has no derivative: hybrid_kernels computes first derivatives only. For second "
+            "ones (create_graph=True), differentiate the reference in python_ref.ops instead"
+        )
+
+    return backward
+
+
+def _register_autocast(name: str, op: torch._ops.OpOverload, cast: tuple[str, ...]) -> None:
+    names = [argument.name for argument in op._schema.arguments]
+    for device_type, key in AUTOCAST_KEYS.items():
+        keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+
+        def kernel(*args, device_type=device_type, keys=keys):
+            dtype = torch.get_autocast_dtype(device_type)
+            with torch._C._ExcludeDispatchKeyGuard(keys):
+                return op(
+                    *(
+                        _lower(value, dtype) if arg in cast else value
+                        for arg, value in zip(names, args, strict=False)
+                    )
+                )
+
+        _library.impl(name, kernel, key)
+
+
+def _lower(value, dtype: torch.dtype):
+    if isinstance(value, (list, tuple)):
+        return [_lower(item, dtype) for item in value]
+    is_wide = value.is_floating_point() and value.dtype != torch.float64
+    return value.to(dtype) if is_wide else value

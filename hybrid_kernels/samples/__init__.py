@@ -1,0 +1,85 @@
+"""Sample inputs of every op, declared once for tests, benchmarks and ``hybrid-kernels check``.
+
+A module here bears its op's name and defines ``DECLARATION``.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Maker:
+    """Makes the tensors of a sample: the same values for every dtype, device and run."""
+
+    def __init__(self, dtype: torch.dtype, device: str | torch.device = "cpu", seed: int = 0):
+        self.dtype = dtype
+        self.device = torch.device(device)
+        self.parameter_dtype = torch.promote_types(dtype, torch.float32)
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def data(self, *shape: int) -> Tensor:
+        """Normal values in the data's dtype."""
+        return self._normal(shape).to(self.device, self.dtype)
+
+    def parameter(self, *shape: int) -> Tensor:
+        """Normal values in the dtype that parameters have beside such data."""
+        return self._normal(shape).to(self.device, self.parameter_dtype)
+
+    def _normal(self, shape: tuple[int, ...]) -> Tensor:
+        if self.device.type == "meta":
+            return torch.empty(shape)
+        return torch.randn(shape, generator=self._generator, dtype=torch.float32)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Arguments of ``torch.ops.hybrid.<op>``.
+
+    ``small`` ones go through finite differences and through emulators, where a window takes
+    milliseconds; ``large`` ones are left out there, with a printed reason.
+    """
+
+    name: str
+    build: Callable[[Maker], tuple[Any, ...]]
+    small: bool = False
+    large: bool = False
+
+
+@dataclass(frozen=True)
+class BadCall:
+    """Arguments that must be refused, and a regular expression that the message must match."""
+
+    name: str
+    build: Callable[[Maker], tuple[Any, ...]]
+    message: str
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """What the harness must know of an op.
+
+    ``two_sizes`` names two samples that differ in sizes only: one compiled graph must serve both.
+    ``autocast`` names the arguments that autocast lowers.
+    """
+
+    op: str
+    samples: tuple[Sample, ...]
+    bad_calls: tuple[BadCall, ...]
+    two_sizes: tuple[str, str]
+    autocast: tuple[str, ...] = ()
+    has_second_derivative: bool = False
+    by_name: dict[str, Sample] = field(init=False, repr=False)
+
+    def __post_init__(self):
+        object.__setattr__(self, "by_name", {sample.name: sample for sample in self.samples})
+
+
+def declarations() -> dict[str, Declaration]:
+    """All declarations, by op."""
+    names = sorted(module.name for module in pkgutil.iter_modules(__path__))
+    return {name: importlib.import_module(f"{__name__}.{name}").DECLARATION for name in names}
