@@ -166,7 +166,7 @@ def refusal(python: Path | str, **environment: str) -> str:
 
 def test_build_without_torch_says_how_to_get_it(tmp_path: Path):
     python = new_environment(tmp_path / "venv")
-    for tool in ("setuptools", "ninja"):  # what build-system.requires names, and no torch
+    for tool in ("setuptools", "_distutils_hack", "ninja"):  # build-system.requires, no torch
         (site_packages_of(python) / tool).symlink_to(SITE_PACKAGES / tool)
     output = refusal(python)
     assert "hybrid_kernels is built against torch >= 2.10" in output
