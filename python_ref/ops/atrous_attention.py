@@ -44,8 +44,8 @@ def atrous_attention(
     """
     _check(qkv, bias, dilations, window)
     outs, lses = [], []
-    for k, dilation in enumerate(dilations):
-        query, key, value = _windows(qkv[:, :, :, k], window, dilation)
+    for k, (branch, dilation) in enumerate(zip(qkv.unbind(dim=3), dilations, strict=True)):
+        query, key, value = _windows(branch, window, dilation)
         scores = _scores(query, key, _table(bias, k), qkv.shape[1:3], window, dilation, scale)
         out = scores.softmax(dim=-1) @ value
         lse = scores.to(_statistics_dtype(qkv)).logsumexp(dim=-1, keepdim=True)
@@ -64,8 +64,8 @@ def atrous_attention_out(
     """`atrous_attention` without the log-sum-exp, which a plain PyTorch model would not compute."""
     _check(qkv, bias, dilations, window)
     outs = []
-    for k, dilation in enumerate(dilations):
-        query, key, value = _windows(qkv[:, :, :, k], window, dilation)
+    for k, (branch, dilation) in enumerate(zip(qkv.unbind(dim=3), dilations, strict=True)):
+        query, key, value = _windows(branch, window, dilation)
         scores = _scores(query, key, _table(bias, k), qkv.shape[1:3], window, dilation, scale)
         outs.append(_to_map(scores.softmax(dim=-1) @ value, qkv.shape[1:3], window, dilation))
     return torch.stack(outs, dim=3)
@@ -137,13 +137,12 @@ def relative_offsets(window: int, device: torch.device | None = None) -> Tensor:
     return rows * (2 * window - 1) + columns
 
 
-def _windows(qkv: Tensor, window: int, dilation: int) -> tuple[Tensor, Tensor, Tensor]:
+def _windows(qkv: Tensor, window: int, dilation: int) -> tuple[Tensor, ...]:
     """One branch (B, H, W, 3, h, e) -> query, key, value, each (B, windows, h, P*P, e)."""
     heads = qkv.shape[-2]
     flat = rearrange(qkv, "B H W three h e -> B H W (three h e)")
     windows = atrous_partition(flat, window, dilation)
-    parts = rearrange(windows, "B w s (three h e) -> three B w h s e", three=3, h=heads)
-    return parts[0], parts[1], parts[2]
+    return rearrange(windows, "B w s (three h e) -> three B w h s e", three=3, h=heads).unbind()
 
 
 def _heads(x: Tensor, window: int, dilation: int, fill: float = 0.0) -> Tensor:

@@ -34,10 +34,10 @@ def gated_fuse(
         ValueError: shapes do not fit, or only one of weight and bias is given.
     """
     _check(x, m, weight, bias, scale)
-    gates = _gates(x, len(m), weight, bias)
+    gates = _gates(x, len(m), weight, bias).unbind()
     y = x if residual else torch.zeros_like(x)
-    for k, branch in enumerate(m):
-        y = y + gates[k] * _scaled(branch, scale, k)
+    for k, (gate, branch) in enumerate(zip(gates, m, strict=True)):
+        y = y + gate * _scaled(branch, scale, k)
     return y.contiguous()
 
 
@@ -103,9 +103,8 @@ def _gates(x: Tensor, branches: int, weight: Tensor | None, bias: Tensor | None)
     """Weights of the branches, (n, B, H, W, C), or (n, 1, 1, 1, 1) for the mean."""
     if weight is None or bias is None:
         return x.new_full((branches, 1, 1, 1, 1), 1 / branches)
-    weight, bias = weight.to(x.dtype), bias.to(x.dtype)
-    logits = torch.stack([x * weight[k] + bias[k] for k in range(branches)])
-    return logits.softmax(dim=0)
+    weight, bias = (p.to(x.dtype)[:, None, None, None, :] for p in (weight, bias))
+    return (weight * x + bias).softmax(dim=0)
 
 
 def _scaled(branch: Tensor, scale: Tensor | None, k: int) -> Tensor:
