@@ -16,8 +16,9 @@ else
 CONSTRAINTS := -c constraints.txt
 endif
 
-CXX_SOURCES = $(shell find csrc tests bench -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
-SOURCES = $(CXX_SOURCES) $(shell find csrc hybrid_kernels python_ref tests bench .ci -name '*.py' -o -name '*.sh' -o -name 'run')
+ROOMS = $(wildcard csrc hybrid_kernels python_ref tests bench)
+CXX_SOURCES = $(shell find $(ROOMS) -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+SOURCES = $(CXX_SOURCES) setup.py .ci/run $(shell find $(ROOMS) -name '*.py' -o -name '*.sh')
 
 .PHONY: help build demo test bench wheel lint clean
 .DEFAULT_GOAL := help
@@ -59,7 +60,8 @@ $(VENV)/.triton: $(VENV)/.installed
 
 # Without a CUDA toolkit, nvcc of pip: the tests compile the CUDA kernels and run them emulated.
 $(VENV)/.nvcc: $(VENV)/.installed
-	@command -v nvcc >/dev/null || $(PIP) install --no-build-isolation -e ".[nvcc]" \
+	@cd csrc && ../$(BIN)/python -c "import build, sys; sys.exit(build.find_cuda() is None)" \
+	  || $(PIP) install --no-build-isolation -e ".[nvcc]" \
 	  || { echo "pip has no nvcc for this machine: the CUDA tests will be skipped"; exit 0; }
 	@touch $@
 
@@ -82,9 +84,11 @@ wheel: $(VENV)/.installed
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run -Werror $(CXX_SOURCES)
-	@wc -l $(SOURCES) | awk '$$2 != "total" && $$1 > 400 \
-	  { print $$2 ": " $$1 " lines; a file has at most 400"; long = 1 } END { exit long }'
+	@$(BIN)/clang-format --dry-run -Werror $(CXX_SOURCES)
+	@awk 'FNR > 400 { long[FILENAME] = FNR } \
+	  length > 100 { print FILENAME ":" FNR ": " length " columns; at most 100"; bad = 1 } \
+	  END { for (f in long) { print f ": " long[f] " lines; at most 400"; bad = 1 } exit bad }' \
+	  $(SOURCES)
 
 clean:
 	rm -rf build dist *.egg-info hybrid_kernels/_C.so .pytest_cache .ruff_cache .hypothesis

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "build" / "test-results"
 
 PYTEST = ["-m", "pytest", "-q"]
-TWO_WORKERS = ["-n", "2"]
+TWO_WORKERS = ["-n", "2", "--dist", "loadgroup"]
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,21 @@ class Suite:
     environment: dict[str, str] = field(default_factory=dict)
 
 
+# The tests of the operators run again on every implementation; all others run once.
+TRITON_TESTS = [
+    f"tests/{test.name}"
+    for test in sorted((ROOT / "tests").glob("test_*.py"))
+    if (ROOT / "hybrid_kernels" / "triton" / test.name.removeprefix("test_")).exists()
+]
+INTERPRETED = {"TRITON_INTERPRET": "1", "HYBRID_KERNELS_BACKEND": "triton"}
+
 SUITES = [
     Suite("cpu", [*PYTEST, *TWO_WORKERS, "tests"]),
-    Suite("triton-interpreter", [*PYTEST, *TWO_WORKERS, "tests"], {"TRITON_INTERPRET": "1"}),
-    *(Suite(f"cuda-{m}", ["tests/host_cuda/run.py", m]) for m in ("plain", "asan", "tsan")),
+    Suite("triton-interpreter", [*PYTEST, *TWO_WORKERS, *TRITON_TESTS], INTERPRETED),
+    *(
+        Suite(f"cuda-{mode}", ["tests/host_cuda/run.py", mode])
+        for mode in ("plain", "asan", "tsan")
+    ),
 ]
 
 
