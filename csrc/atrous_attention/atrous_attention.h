@@ -7,6 +7,7 @@
 //   r(s, t) = (a_s - a_t + P - 1) * (2P - 1) + (b_s - b_t + P - 1)
 #pragma once
 
+#include "../common/cpu_isa.h"
 #include "../common/types.h"
 
 namespace hybrid {
@@ -42,7 +43,6 @@ struct AtrousAttentionCpu {
   void (*backward)(const AtrousAttentionParams&, int64_t chunk_begin, int64_t chunk_end);
   void (*reduce_bias)(const AtrousAttentionParams&);         // after the backward: workspace -> grad_bias
 };
-const AtrousAttentionCpu& atrous_attention_cpu();            // of the instruction set in use
 
 }  // namespace hybrid
 
