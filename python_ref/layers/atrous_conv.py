@@ -14,20 +14,6 @@ from python_ref.layers.squeeze_excite import SqueezeExcite
 from python_ref.ops import REFERENCE, OpTable
 
 
-class DilatedDepthwise(nn.Module):
-    """GELU(BN(depthwise 3x3)) with a dilation: one branch of the inverted residual, NCHW."""
-
-    def __init__(self, dim: int, dilation: int, stride: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(
-            dim, dim, 3, stride, padding=dilation, dilation=dilation, groups=dim, bias=False
-        )
-        self.norm = batch_norm(dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.gelu(self.norm(self.conv(x)))
-
-
 class AtrousInvertedResidual(nn.Module):
     """MBConv whose depthwise 3x3 is replaced by dilated ones, excited and mixed by a gate.
 
@@ -43,7 +29,7 @@ class AtrousInvertedResidual(nn.Module):
         drop_path: rate of the residual branch.
     """
 
-    used_ops = ("gated_fuse",)
+    used_ops = ("atrous_dwconv", "gated_fuse")
 
     def __init__(
         self,
@@ -56,7 +42,7 @@ class AtrousInvertedResidual(nn.Module):
     ) -> None:
         super().__init__()
         self.ops: OpTable = REFERENCE
-        self.stride = stride
+        self.stride, self.dilations = stride, tuple(dilations)
         expanded = 4 * dim
         self.shortcut = nn.Identity()
         if stride > 1 or dim_in != dim:
@@ -65,32 +51,40 @@ class AtrousInvertedResidual(nn.Module):
         self.norm_in = batch_norm(dim_in)
         self.expand = nn.Conv2d(dim_in, expanded, 1, bias=False)
         self.norm_expanded = batch_norm(expanded)
-        self.branches = nn.ModuleList(
-            DilatedDepthwise(expanded, dilation, stride) for dilation in dilations
-        )
+        self.depthwise = nn.Parameter(torch.empty(len(dilations), expanded, 3, 3))
+        self.norms_depthwise = nn.ModuleList(batch_norm(expanded) for _ in dilations)
         self.squeeze_excites = nn.ModuleList(SqueezeExcite(expanded, dim // 4) for _ in dilations)
         gated = gate and len(dilations) > 1
         self.gate = BranchGate(len(dilations), expanded) if gated else None
         self.project = nn.Conv2d(expanded, dim, 1)
         self.norm_out = batch_norm(dim)
         self.drop_path = DropPath(drop_path)
+        nn.init.normal_(self.depthwise, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, dim_in, H, W) -> (B, dim, ceil(H / stride), ceil(W / stride))."""
         y = F.gelu(self.norm_expanded(self.expand(self.norm_in(x))))
-        branches = [rearrange(branch(y), "B C H W -> B H W C") for branch in self.branches]
-        excitations = [
-            excite.factors(branch)
-            for excite, branch in zip(self.squeeze_excites, branches, strict=True)
+        y = rearrange(y, "B C H W -> B H W C")
+        maps = self.ops.atrous_dwconv(y, self.depthwise, self.dilations, self.stride)
+        branches = [
+            F.gelu(_normalise(norm, u)) for norm, u in zip(self.norms_depthwise, maps, strict=True)
         ]
-        centre = rearrange(y, "B C H W -> B H W C")[:, :: self.stride, :: self.stride]
+        excitations = [
+            excite.factors(u) for excite, u in zip(self.squeeze_excites, branches, strict=True)
+        ]
         z = self.ops.gated_fuse(
-            centre,
+            y[:, :: self.stride, :: self.stride],  # the common centre tap of the convolutions
             branches,
             None if self.gate is None else self.gate.weight,
             None if self.gate is None else self.gate.bias,
             torch.stack(excitations, dim=1),
             False,
         )
-        z = self.norm_out(self.project(rearrange(z, "B H W C -> B C H W")))
+        z = rearrange(z, "B H W C -> B C H W")
+        z = self.norm_out(self.project(z))
         return self.shortcut(x) + self.drop_path(z)
+
+
+def _normalise(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
+    """BatchNorm of a map (B, H, W, C)."""
+    return rearrange(norm(rearrange(x, "B H W C -> B C H W")), "B C H W -> B H W C")

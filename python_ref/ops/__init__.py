@@ -8,6 +8,7 @@ from python_ref.ops.atrous_attention import (
     atrous_attention_backward,
     atrous_attention_out,
 )
+from python_ref.ops.atrous_dwconv import atrous_dwconv
 from python_ref.ops.atrous_partition import atrous_merge, atrous_partition
 from python_ref.ops.branch_linear import branch_project_in, branch_project_out
 from python_ref.ops.gated_fuse import gated_fuse, gated_fuse_backward
@@ -18,6 +19,7 @@ __all__ = [
     "atrous_attention",
     "atrous_attention_backward",
     "atrous_attention_out",
+    "atrous_dwconv",
     "atrous_merge",
     "atrous_partition",
     "branch_project_in",
@@ -35,6 +37,7 @@ class OpTable:
     """
 
     atrous_attention: Callable  # (qkv, bias, dilations, window, scale) -> out
+    atrous_dwconv: Callable  # (x, weight, dilations, stride) -> n maps
     gated_fuse: Callable  # (x, m, weight, bias, scale, residual) -> y
     branch_project_in: Callable  # (x, norms, linears) -> (B, H, W, n * D)
     branch_project_out: Callable  # (x, linears) -> n tensors (B, H, W, C)
@@ -42,6 +45,7 @@ class OpTable:
 
 REFERENCE = OpTable(
     atrous_attention=atrous_attention_out,
+    atrous_dwconv=atrous_dwconv,
     gated_fuse=gated_fuse,
     branch_project_in=branch_project_in,
     branch_project_out=branch_project_out,

@@ -48,7 +48,9 @@ def atrous_attention(
         query, key, value = _windows(branch, window, dilation)
         scores = _scores(query, key, _table(bias, k), qkv.shape[1:3], window, dilation, scale)
         out = scores.softmax(dim=-1) @ value
-        lse = scores.to(_statistics_dtype(qkv)).logsumexp(dim=-1, keepdim=True)
+        wide = [t.to(_statistics_dtype(qkv)) for t in (query, key)]
+        scores = _scores(*wide, _table(bias, k), qkv.shape[1:3], window, dilation, scale)
+        lse = scores.logsumexp(dim=-1, keepdim=True)
         outs.append(_to_map(out, qkv.shape[1:3], window, dilation))
         lses.append(_to_map(lse, qkv.shape[1:3], window, dilation).squeeze(-1))
     return torch.stack(outs, dim=3), torch.stack(lses, dim=3)
@@ -87,6 +89,7 @@ def atrous_attention_backward(
 
     With D_s = <dout_s, out_s> and dS = A * (dout v^T - D): dq = scale * dS k, dk = scale * dS^T q,
     dv = A^T dout, and dbias[r] is the sum of dS over batch, windows and the pairs with offset r.
+    Computed in float32 (float64 for float64) whatever the data's dtype, as every backend does.
 
     Args:
         grad_out: gradient of out, (B, H, W, n, h, e).
@@ -99,7 +102,8 @@ def atrous_attention_backward(
         grad_qkv like qkv and grad_bias like bias; what is not needed has shape (0,).
     """
     _check(qkv, bias, dilations, window)
-    size = qkv.shape[1:3]
+    size, dtype = qkv.shape[1:3], qkv.dtype
+    qkv, grad_out, out = (t.to(_statistics_dtype(qkv)) for t in (qkv, grad_out, out))
     grad_qkv, grad_bias = [], []
     for k, dilation in enumerate(dilations):
         query, key, value = _windows(qkv[:, :, :, k], window, dilation)
@@ -107,7 +111,7 @@ def atrous_attention_backward(
         scores = _scores(query, key, _table(bias, k), size, window, dilation, scale)
         # A padded query must weigh nothing: its log-sum-exp is infinite.
         row_lse = _heads(lse[:, :, :, k].unsqueeze(-1), window, dilation, fill=float("inf"))
-        weights = (scores - row_lse).exp().to(qkv.dtype)
+        weights = (scores - row_lse).exp()
         row_dot = (grad * _heads(out[:, :, :, k], window, dilation)).sum(dim=-1, keepdim=True)
         grad_scores = weights * (grad @ value.mT - row_dot)
         if need_qkv:
@@ -117,13 +121,13 @@ def atrous_attention_backward(
                 weights.mT @ grad,
             )
             maps = [_to_map(part, size, window, dilation) for part in parts]
-            grad_qkv.append(torch.stack(maps, dim=3))
+            grad_qkv.append(torch.stack(maps, dim=3).to(dtype))
         if need_bias and bias is not None:
-            pairs = rearrange(grad_scores.to(bias.dtype).sum(dim=(0, 1)), "h s t -> (s t) h")
+            pairs = rearrange(grad_scores.sum(dim=(0, 1)), "h s t -> (s t) h")
             offsets = relative_offsets(window, qkv.device).flatten()
             grad_bias.append(torch.zeros_like(bias[k]).index_add(0, offsets, pairs))
     return (
-        torch.stack(grad_qkv, dim=3) if grad_qkv else qkv.new_empty(0),
+        torch.stack(grad_qkv, dim=3) if grad_qkv else qkv.new_empty(0, dtype=dtype),
         torch.stack(grad_bias) if grad_bias else qkv.new_empty(0, dtype=_statistics_dtype(qkv)),
     )
 
