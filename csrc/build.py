@@ -7,7 +7,8 @@ Sources are found by convention, so a new op needs no entry here:
 
     csrc/*.cpp, csrc/common/*.cpp, csrc/<op>/<op>.cpp   once, with the headers of torch's stable ABI
     csrc/<op>/<op>_cpu.cpp                              once per instruction set, without torch
-    csrc/<op>/<op>_cuda.cu                              by nvcc, where there is one
+    csrc/<op>/<op>_cuda.cu                              by nvcc, where there is one; <op>.cpp then
+                                                        sees HYBRID_WITH_CUDA
 
 torch is never imported: only its headers and libraries are used, and only its stable ABI, so one
 library serves every Python and every torch >= 2.10.
@@ -28,7 +29,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -86,19 +87,14 @@ class Cuda:
 
 @dataclass
 class Library:
-    """One native library. The host emulator of the tests builds variants of the ordinary one."""
+    """What to build, of what."""
 
     output: Path
     build_dir: Path
     torch_dir: Path
     cxx: str
     cuda: Cuda | None = None
-    flags: list[str] = field(default_factory=list)  # for every C++ file and the link
-    extra_sources: list[Path] = field(default_factory=list)  # compiled like an op's .cpp
-    # Host emulator: its name ("plain", "asan", "tsan") and the flags with which the C++ compiler
-    # takes the .cu files. The CUDA implementation is then registered for CPU tensors.
-    emulator: str | None = None
-    emulator_flags: list[str] = field(default_factory=list)
+    emulator: str | None = None  # set by tests/host_cuda, which links libraries of its own
 
 
 def find_torch() -> Path:
@@ -244,28 +240,20 @@ def write_ninja(library: Library) -> None:
 
 
 def _write_rules(ninja, library: Library) -> None:
-    torch, cuda = library.torch_dir, library.cuda
-    flags = [*CXX_FLAGS, *library.flags, f"-I{CSRC}"]
+    torch = library.torch_dir
     torch_flags = ["-I.", f"-isystem{torch}/include"]
     torch_flags += [f"-isystem{torch}/include/torch/csrc/api/include"]
     torch_flags += [f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}"]
-    link_flags = [*library.flags, f"-L{torch}/lib", "-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu"]
-    link_flags += ["-ldl", "-lpthread"]
-    link_flags += ["-Wl,--exclude-libs,ALL", "-Wl,--no-undefined"]
-    if library.emulator:
-        torch_flags += ["-DHYBRID_WITH_CUDA", "-DHYBRID_HOST_EMULATOR", *library.emulator_flags]
-    elif cuda:
-        torch_flags += ["-DHYBRID_WITH_CUDA"]
-        link_flags += [f"-L{cuda.library_dir()}", "-lcudart_static", "-lrt"]
-    compile_cxx = f"{library.cxx} -MD -MF $out.d {_join(flags)}"
-    ninja.rule("torch", f"{compile_cxx} {_join(torch_flags)} -c $in -o $out", depfile="$out.d")
+    link_flags = [f"-L{torch}/lib", "-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu", "-ldl"]
+    link_flags += ["-lpthread", "-Wl,--exclude-libs,ALL", "-Wl,--no-undefined"]
+    if library.cuda:
+        link_flags += [f"-L{library.cuda.library_dir()}", "-lcudart_static", "-lrt"]
+        _write_nvcc_rule(ninja, library)
+    compile_cxx = f"{library.cxx} -MD -MF $out.d {_join(CXX_FLAGS)} -I{CSRC}"
+    torch_rule = f"{compile_cxx} {_join(torch_flags)} $op_flags -c $in -o $out"
+    ninja.rule("torch", torch_rule, depfile="$out.d")
     ninja.rule("cpu", f"{compile_cxx} $isa_flags -c $in -o $out", depfile="$out.d")
     ninja.rule("link", f"{library.cxx} -shared $in -o $out {_join(link_flags)}")
-    if library.emulator:
-        emulate = [*library.emulator_flags, "-DHYBRID_HOST_EMULATOR", "-x", "c++"]
-        ninja.rule("cuda", f"{compile_cxx} {_join(emulate)} -c $in -o $out", depfile="$out.d")
-    elif cuda:
-        _write_nvcc_rule(ninja, library)
 
 
 def _write_nvcc_rule(ninja, library: Library) -> None:
@@ -287,21 +275,20 @@ def _write_objects(ninja, library: Library) -> list[str]:
         objects.append(f"{name}.o")
         ninja.build(objects[-1], rule, str(source), variables=variables)
 
-    ops = sorted(p.parent for p in CSRC.glob("*/*.h") if p.stem == p.parent.name)
+    ops = sorted(p.parent for p in CSRC.glob("*/*.cpp") if p.stem == p.parent.name)
+    with_cuda = {op for op in ops if library.cuda and (op / f"{op.name}_cuda.cu").exists()}
     for op in ops:  # first the files that take longest
-        source = op / f"{op.name}_cuda.cu"
-        if source.exists() and (library.cuda or library.emulator):
-            add("cuda", source, f"{op.name}/{source.stem}")
+        if op in with_cuda:
+            add("cuda", op / f"{op.name}_cuda.cu", f"{op.name}/{op.name}_cuda")
         source = op / f"{op.name}_cpu.cpp"
         for isa, flags in CPU_ISAS.items() if source.exists() else ():
             isa_flags = _join([*flags, f"-DHYBRID_ISA={isa}"])
             add("cpu", source, f"{op.name}/{source.stem}.{isa}", isa_flags=isa_flags)
-    torch_sources = [op / f"{op.name}.cpp" for op in ops if (op / f"{op.name}.cpp").exists()]
-    torch_sources += sorted([*CSRC.glob("*.cpp"), *(CSRC / "common").glob("*.cpp")])
-    for source in torch_sources:
+    for op in ops:
+        op_flags = "-DHYBRID_WITH_CUDA" if op in with_cuda else ""
+        add("torch", op / f"{op.name}.cpp", f"{op.name}/{op.name}", op_flags=op_flags)
+    for source in sorted([*CSRC.glob("*.cpp"), *(CSRC / "common").glob("*.cpp")]):
         add("torch", source, str(source.relative_to(CSRC).with_suffix("")))
-    for source in library.extra_sources:
-        add("torch", source, f"extra/{source.stem}")
     return objects
 
 
