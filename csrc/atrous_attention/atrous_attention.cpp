@@ -4,6 +4,7 @@
 #include <cmath>
 #include <tuple>
 
+#include "../common/cpu_isa.h"
 #include "../common/launch.h"
 #include "../common/tensors.h"
 
@@ -146,7 +147,7 @@ std::tuple<Tensor, Tensor> forward_cpu(Tensor qkv, std::optional<Tensor> bias,
                                        std::vector<int64_t> dilations, int64_t window,
                                        double scale) {
   return forward(qkv, bias, dilations, window, scale, [](const AtrousAttentionParams& p) {
-    const AtrousAttentionCpu& kernels = atrous_attention_cpu();
+    const AtrousAttentionCpu& kernels = cpu_table<AtrousAttentionCpu>();
     torch::stable::parallel_for(0, kernels.chunks(p), 1, [&](int64_t begin, int64_t end) {
       kernels.forward(p, begin, end);
     });
@@ -157,7 +158,7 @@ std::tuple<Tensor, Tensor> backward_cpu(Tensor grad_out, Tensor qkv, std::option
                                         Tensor out, Tensor lse, std::vector<int64_t> dilations,
                                         int64_t window, double scale, bool need_qkv,
                                         bool need_bias) {
-  const AtrousAttentionCpu& kernels = atrous_attention_cpu();
+  const AtrousAttentionCpu& kernels = cpu_table<AtrousAttentionCpu>();
   return backward(grad_out, qkv, bias, out, lse, dilations, window, scale, need_qkv, need_bias,
                   kernels.workspace_bytes, [&](const AtrousAttentionParams& p) {
                     torch::stable::parallel_for(

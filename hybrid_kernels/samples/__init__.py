@@ -64,6 +64,7 @@ class Declaration:
     """What the harness must know of an op.
 
     ``two_sizes`` names two samples that differ in sizes only: one compiled graph must serve both.
+    (Within each, give what varies and what is fixed different sizes, or dynamo unites them.)
     ``autocast`` names the arguments that autocast lowers.
     """
 
