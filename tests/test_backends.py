@@ -15,7 +15,6 @@ from hybrid_kernels import backends
 from hybrid_kernels.samples import Maker
 from hybrid_kernels.samples import atrous_attention as samples
 
-
 ARGS = samples.DECLARATION.by_name["stage4"].build(Maker(torch.float32, DEVICE))
 
 
