@@ -4,6 +4,7 @@ from python_ref.layers.atrous_attention import AtrousAttention
 from python_ref.layers.atrous_conv import AtrousInvertedResidual
 from python_ref.layers.drop_path import DropPath
 from python_ref.layers.gate import BranchGate
+from python_ref.layers.layout import to_nchw, to_nhwc
 from python_ref.layers.mlp import ConvNextMlp, Mlp
 from python_ref.layers.norm import batch_norm
 from python_ref.layers.squeeze_excite import SqueezeExcite
@@ -17,4 +18,6 @@ __all__ = [
     "Mlp",
     "SqueezeExcite",
     "batch_norm",
+    "to_nchw",
+    "to_nhwc",
 ]

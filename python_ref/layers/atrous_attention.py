@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from python_ref.layers.drop_path import DropPath
@@ -61,16 +60,11 @@ class AtrousAttention(nn.Module):
 
     def attend(self, x: Tensor) -> list[Tensor]:
         """x (B, H, W, C) -> the projected attention of every branch, each (B, H, W, C)."""
-        qkv = rearrange(
-            self.ops.branch_project_in(x, self.norms, self.qkvs),
-            "B H W (n three h e) -> B H W n three h e",
-            n=len(self.dilations),
-            three=3,
-            h=self.heads,
-        )
+        head_dim = x.shape[-1] // self.heads
+        qkv = self.ops.branch_project_in(x, self.norms, self.qkvs)
+        qkv = qkv.unflatten(-1, (len(self.dilations), 3, self.heads, head_dim))
         out = self.ops.atrous_attention(qkv, self.bias, self.dilations, self.window, self.scale)
-        out = rearrange(out, "B H W n h e -> B H W n (h e)")
-        return self.ops.branch_project_out(out, self.projections)
+        return self.ops.branch_project_out(out.flatten(-2), self.projections)
 
     def fuse(
         self, x: Tensor, branches: list[Tensor], scale: Tensor | None, residual: bool

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
 from python_ref.layers.drop_path import DropPath
 from python_ref.layers.gate import BranchGate
+from python_ref.layers.layout import to_nchw, to_nhwc
 from python_ref.layers.norm import batch_norm
 from python_ref.layers.squeeze_excite import SqueezeExcite
 from python_ref.ops import REFERENCE, OpTable
@@ -63,11 +63,11 @@ class AtrousInvertedResidual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, dim_in, H, W) -> (B, dim, ceil(H / stride), ceil(W / stride))."""
-        y = F.gelu(self.norm_expanded(self.expand(self.norm_in(x))))
-        y = rearrange(y, "B C H W -> B H W C")
+        y = to_nhwc(F.gelu(self.norm_expanded(self.expand(self.norm_in(x)))))
         maps = self.ops.atrous_dwconv(y, self.depthwise, self.dilations, self.stride)
         branches = [
-            F.gelu(_normalise(norm, u)) for norm, u in zip(self.norms_depthwise, maps, strict=True)
+            F.gelu(to_nhwc(norm(to_nchw(u))))
+            for norm, u in zip(self.norms_depthwise, maps, strict=True)
         ]
         excitations = [
             excite.factors(u) for excite, u in zip(self.squeeze_excites, branches, strict=True)
@@ -80,11 +80,5 @@ class AtrousInvertedResidual(nn.Module):
             torch.stack(excitations, dim=1),
             False,
         )
-        z = rearrange(z, "B H W C -> B C H W")
-        z = self.norm_out(self.project(z))
+        z = self.norm_out(self.project(to_nchw(z)))
         return self.shortcut(x) + self.drop_path(z)
-
-
-def _normalise(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
-    """BatchNorm of a map (B, H, W, C)."""
-    return rearrange(norm(rearrange(x, "B H W C -> B C H W")), "B C H W -> B H W C")

@@ -1,9 +1,9 @@
 """Channel mixers. A block adds their output to its input."""
 
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
+from python_ref.layers.layout import to_nchw, to_nhwc
 from python_ref.layers.squeeze_excite import SqueezeExcite
 
 
@@ -33,5 +33,4 @@ class ConvNextMlp(nn.Module):
         self.squeeze_excite = SqueezeExcite(dim, dim // 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        nchw = self.depthwise(rearrange(x, "B H W C -> B C H W"))
-        return self.squeeze_excite(self.mlp(rearrange(nchw, "B C H W -> B H W C")))
+        return self.squeeze_excite(self.mlp(to_nhwc(self.depthwise(to_nchw(x)))))

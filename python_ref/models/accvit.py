@@ -9,7 +9,6 @@ from dataclasses import dataclass, fields, replace
 from itertools import count
 
 import torch
-from einops import rearrange, reduce
 from torch import Tensor, nn
 
 from python_ref.layers import (
@@ -19,6 +18,8 @@ from python_ref.layers import (
     DropPath,
     Mlp,
     batch_norm,
+    to_nchw,
+    to_nhwc,
 )
 
 _MLPS = {"mlp": Mlp, "convnext": ConvNextMlp}
@@ -113,8 +114,7 @@ class Layer(nn.Module):
         self.attention = AttentionBlock(dim, dilations, config, drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = rearrange(self.conv(x), "B C H W -> B H W C")
-        return rearrange(self.attention(y), "B H W C -> B C H W")
+        return to_nchw(self.attention(to_nhwc(self.conv(x))))
 
 
 class Head(nn.Module):
@@ -127,7 +127,7 @@ class Head(nn.Module):
         self.classifier = nn.Linear(dim, num_classes, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        pooled = reduce(x, "B C H W -> B C", "mean")
+        pooled = x.mean(dim=(2, 3))
         return self.classifier(self.hidden(self.norm(pooled)).tanh())
 
 
@@ -183,7 +183,7 @@ class ACCViT(nn.Module):
         if self.features_only:
             return [maps[index] for index in self.out_indices]
         if self.head is None:
-            return reduce(maps[-1], "B C H W -> B C", "mean")
+            return maps[-1].mean(dim=(2, 3))
         return self.head(maps[-1])
 
 
@@ -220,6 +220,8 @@ def _check(config: ACCViTConfig, out_indices: Sequence[int]) -> None:
             f"widths, layers and dilations must have one entry per stage, got {config.widths}, "
             f"{config.layers} and {config.dilations}"
         )
+    if any(width % config.head_dim for width in config.widths):
+        raise ValueError(f"head_dim must divide the widths {config.widths}, got {config.head_dim}")
     if config.mlp not in _MLPS:
         raise ValueError(f"mlp must be one of {', '.join(_MLPS)}, got {config.mlp!r}")
     if any(not 0 <= index < stages for index in out_indices):

@@ -144,14 +144,13 @@ def relative_offsets(window: int, device: torch.device | None = None) -> Tensor:
 def _windows(qkv: Tensor, window: int, dilation: int) -> tuple[Tensor, ...]:
     """One branch (B, H, W, 3, h, e) -> query, key, value, each (B, windows, h, P*P, e)."""
     heads = qkv.shape[-2]
-    flat = rearrange(qkv, "B H W three h e -> B H W (three h e)")
-    windows = atrous_partition(flat, window, dilation)
+    windows = atrous_partition(qkv.flatten(-3), window, dilation)
     return rearrange(windows, "B w s (three h e) -> three B w h s e", three=3, h=heads).unbind()
 
 
 def _heads(x: Tensor, window: int, dilation: int, fill: float = 0.0) -> Tensor:
     """One branch (B, H, W, h, e) -> (B, windows, h, P*P, e)."""
-    windows = atrous_partition(rearrange(x, "B H W h e -> B H W (h e)"), window, dilation, fill)
+    windows = atrous_partition(x.flatten(-2), window, dilation, fill)
     return rearrange(windows, "B w s (h e) -> B w h s e", h=x.shape[-2])
 
 
@@ -159,7 +158,7 @@ def _to_map(x: Tensor, size: Sequence[int], window: int, dilation: int) -> Tenso
     """Windows of one branch (B, windows, h, P*P, e) -> (B, H, W, h, e)."""
     windows = rearrange(x, "B w h s e -> B w s (h e)")
     merged = atrous_merge(windows, size[0], size[1], window, dilation)
-    return rearrange(merged, "B H W (h e) -> B H W h e", h=x.shape[2])
+    return merged.unflatten(-1, (x.shape[2], x.shape[4]))
 
 
 def _scores(

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
 
 
@@ -27,9 +26,9 @@ def atrous_dwconv(x: Tensor, weight: Tensor, dilations: Sequence[int], stride: i
     expected = (len(dilations), x.shape[-1], 3, 3)
     if tuple(weight.shape) != expected:
         raise ValueError(f"weight must be (n, C, 3, 3) = {expected}, got {tuple(weight.shape)}")
-    nchw = rearrange(x, "B H W C -> B C H W")
+    nchw = x.permute(0, 3, 1, 2)
     maps = [
         F.conv2d(nchw, kernel.unsqueeze(1), None, stride, dilation, dilation, x.shape[-1])
         for kernel, dilation in zip(weight.unbind(), dilations, strict=True)
     ]
-    return [rearrange(y, "B C H W -> B H W C") for y in maps]
+    return [y.permute(0, 2, 3, 1) for y in maps]
