@@ -46,6 +46,8 @@ CXX_FLAGS += ["-fno-math-errno", "-fno-trapping-math"]
 
 _AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c"]
 _AVX512 += ["-mprefer-vector-width=512"]
+# g++ 12 warns of its own _mm512_undefined_ps(), a thousand times.
+_AVX512 += ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]
 X86_ISAS = {
     "baseline": [],
     "avx2": ["-mavx2", "-mfma", "-mf16c"],
