@@ -254,7 +254,7 @@ def _write_rules(ninja, library: Library) -> None:
     compile_cxx = f"{library.cxx} -MD -MF $out.d {_join(CXX_FLAGS)} -I{CSRC}"
     torch_rule = f"{compile_cxx} {_join(torch_flags)} $op_flags -c $in -o $out"
     ninja.rule("torch", torch_rule, depfile="$out.d")
-    ninja.rule("cpu", f"{compile_cxx} $isa_flags -c $in -o $out", depfile="$out.d")
+    ninja.rule("cpu", f"{compile_cxx} -fno-exceptions $isa_flags -c $in -o $out", depfile="$out.d")
     ninja.rule("link", f"{library.cxx} -shared $in -o $out {_join(link_flags)}")
 
 

@@ -1,45 +1,63 @@
 // Atrous window attention on the CPU: chunks of windows to tiles. Compiled once per instruction set.
-#include "cpu_scalar.h"
+#include <utility>
+
+#include "cpu_backward_tile.h"
+#include "cpu_double_tile.h"
+#include "cpu_forward_tile.h"
 
 namespace hybrid {
 namespace HYBRID_ISA {
 namespace {
 
-int64_t bias_offsets(const AtrousAttentionParams& p) {
-  return int64_t{2 * p.P - 1} * (2 * p.P - 1);
-}
-
-template <class Tile, bool kBackward>
+// Every window and head of the chunks, one after the other; a tile is told the next one as well.
+template <class Tile>
 void run(const AtrousAttentionParams& p, int64_t chunk_begin, int64_t chunk_end) {
   const ChunkPlan plan(p);
   Tile tile(p);
-  Tokens tokens;
+  Tokens tokens[2];
+  Tokens *now = &tokens[0], *next = &tokens[1];
+  WindowCursor windows(plan, chunk_begin, chunk_end);
+  Window ahead;
+  if (windows.next(ahead)) next->locate(p, ahead);
   for (int64_t chunk = chunk_begin; chunk < chunk_end; ++chunk) {
-    tile.begin_chunk(chunk);
-    for (int64_t w = plan.first_window(chunk); w < plan.end_window(chunk); ++w) {
-      tokens.locate(p, plan.window(plan.branch(chunk), w));
-      for (int head = 0; head < p.h; ++head)
-        if (kBackward)
-          tile.backward(tokens, head);
-        else
-          tile.forward(tokens, head);
+    tile.begin_chunk();
+    for (int64_t left = plan.end_window(chunk) - plan.first_window(chunk); left > 0; --left) {
+      std::swap(now, next);
+      if (windows.next(ahead)) next->locate(p, ahead);
+      for (int head = 0; head + 1 < p.h; ++head) tile(*now, head, *now, head + 1);
+      tile(*now, p.h - 1, *next, 0);
     }
-    if (kBackward) tile.end_chunk(chunk);
+    tile.end_chunk(chunk);
   }
 }
 
-template <bool kBackward>
+template <template <class, class> class Tile>
 void launch(const AtrousAttentionParams& p, int64_t chunk_begin, int64_t chunk_end) {
+#if defined(__AVX512BF16__)
+  using Bf16 = Bf16Arith;
+#else
+  using Bf16 = FloatArith;
+#endif
   switch (p.dtype) {
     case DType::f32:
-      return run<ScalarTile<float, float>, kBackward>(p, chunk_begin, chunk_end);
-    case DType::f64:
-      return run<ScalarTile<double, double>, kBackward>(p, chunk_begin, chunk_end);
+      return run<Tile<FloatArith, float>>(p, chunk_begin, chunk_end);
     case DType::bf16:
-      return run<ScalarTile<bf16, float>, kBackward>(p, chunk_begin, chunk_end);
+      return run<Tile<Bf16, bf16>>(p, chunk_begin, chunk_end);
     case DType::f16:
-      return run<ScalarTile<f16, float>, kBackward>(p, chunk_begin, chunk_end);
+      return run<Tile<FloatArith, f16>>(p, chunk_begin, chunk_end);
+    case DType::f64:
+      break;
   }
+}
+
+void forward(const AtrousAttentionParams& p, int64_t chunk_begin, int64_t chunk_end) {
+  if (p.dtype == DType::f64) return run<DoubleForwardTile>(p, chunk_begin, chunk_end);
+  launch<ForwardTile>(p, chunk_begin, chunk_end);
+}
+
+void backward(const AtrousAttentionParams& p, int64_t chunk_begin, int64_t chunk_end) {
+  if (p.dtype == DType::f64) return run<DoubleBackwardTile>(p, chunk_begin, chunk_end);
+  launch<BackwardTile>(p, chunk_begin, chunk_end);
 }
 
 int64_t chunks(const AtrousAttentionParams& p) { return ChunkPlan(p).chunks(); }
@@ -73,7 +91,7 @@ void reduce_bias(const AtrousAttentionParams& p) {
 template <>
 const AtrousAttentionCpu& cpu_table<AtrousAttentionCpu, Isa::HYBRID_ISA>() {
   using namespace HYBRID_ISA;
-  static constexpr AtrousAttentionCpu table{chunks, workspace_bytes, launch<false>, launch<true>,
+  static constexpr AtrousAttentionCpu table{chunks, workspace_bytes, forward, backward,
                                             reduce_bias};
   return table;
 }

@@ -8,34 +8,37 @@ namespace {  // compiled once per instruction set: see cpu_isa.h
 
 constexpr int kMaxTokens = kMaxWindow * kMaxWindow;
 
-// Token a * cols + b is slot (a, b). Offsets are in elements, of the branch's head 0.
+// Token a * cols + b is slot (a, b). Behind the last token each array repeats it, so that a
+// vector's worth of tokens may be taken anywhere.
 struct Tokens {
+  static constexpr int kOverrun = 15;
+
   Window window;
-  int count;
-  int64_t pixel[kMaxTokens];     // (image * H + i) * W + j: row of the contiguous arrays
-  int64_t qkv[kMaxTokens];       // of the query
-  int64_t grad_out[kMaxTokens];  // filled for the backward only
+  int count = 0;
+  int64_t row[kMaxTokens + kOverrun];  // (pixel * n + branch) * h, the row of head 0 in out, lse
+  int64_t qkv[kMaxTokens + kOverrun];  // offset, in elements, of the query of head 0
+  int64_t grad_out[kMaxTokens + kOverrun];  // likewise; for the backward only
 
   void locate(const AtrousAttentionParams& p, const Window& w) {
     window = w;
-    count = w.slots();
-    const int64_t first = (w.image * p.H + w.row) * p.W + w.col;
-    fill(pixel, first, w.dilation * p.W, w.dilation);
-    const int64_t* stride = p.qkv_stride;
-    const int64_t origin =
-        w.image * stride[0] + w.row * stride[1] + w.col * stride[2] + w.branch * stride[3];
-    fill(qkv, origin, w.dilation * stride[1], w.dilation * stride[2]);
-    if (!p.grad_out) return;
-    const int64_t* grad = p.grad_out_stride;
-    const int64_t grad_origin =
-        w.image * grad[0] + w.row * grad[1] + w.col * grad[2] + w.branch * grad[3];
-    fill(grad_out, grad_origin, w.dilation * grad[1], w.dilation * grad[2]);
+    count = w.rows * w.cols;
+    const int64_t pixel = p.n * p.h;
+    const int64_t rows[4] = {p.H * p.W * pixel, p.W * pixel, pixel, p.h};
+    fill(row, rows);
+    fill(qkv, p.qkv_stride);
+    if (p.grad_out) fill(grad_out, p.grad_out_stride);
   }
 
  private:
-  void fill(int64_t* offsets, int64_t origin, int64_t row_step, int64_t col_step) const {
-    for (int a = 0, t = 0; a < window.rows; ++a)
-      for (int b = 0; b < window.cols; ++b, ++t) offsets[t] = origin + a * row_step + b * col_step;
+  // stride: of images, rows, columns and branches.
+  void fill(int64_t* offsets, const int64_t* stride) const {
+    const int64_t first = window.image * stride[0] + window.row * stride[1] +
+                          window.col * stride[2] + window.branch * stride[3];
+    int64_t* next = offsets;
+    for (int a = 0; a < window.rows; ++a)
+      for (int b = 0; b < window.cols; ++b)
+        *next++ = first + window.dilation * (a * stride[1] + b * stride[2]);
+    for (int i = 0; i < kOverrun; ++i) next[i] = next[-1];
   }
 };
 

@@ -29,8 +29,6 @@ struct Window {
   int branch;
   int64_t image, row, col, dilation;  // row, col: the pixel of slot (0, 0)
   int rows, cols;                     // slots on the map
-
-  int slots() const { return rows * cols; }
 };
 
 // Chunk c is part c / n of branch c % n: consecutive chunks, which one thread works on, take all
@@ -73,6 +71,29 @@ class ChunkPlan {
   int n_;
   int64_t parts_, windows_[kMaxBranches];
   Axis rows_[kMaxBranches], cols_[kMaxBranches];
+};
+
+// The windows of a range of chunks, one after the other.
+class WindowCursor {
+ public:
+  WindowCursor(const ChunkPlan& plan, int64_t chunk_begin, int64_t chunk_end)
+      : plan_(plan), chunk_(chunk_begin), chunk_end_(chunk_end) {
+    window_ = plan_.first_window(chunk_);
+  }
+
+  // Takes the next window; false where there is none.
+  bool next(Window& window) {
+    while (window_ == plan_.end_window(chunk_)) {
+      if (chunk_ + 1 == chunk_end_) return false;
+      window_ = plan_.first_window(++chunk_);
+    }
+    window = plan_.window(plan_.branch(chunk_), window_++);
+    return true;
+  }
+
+ private:
+  const ChunkPlan& plan_;
+  int64_t chunk_, chunk_end_, window_;
 };
 
 }  // namespace

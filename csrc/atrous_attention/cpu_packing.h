@@ -1,0 +1,77 @@
+// Tokens gathered from memory into the dense layouts that the products read.
+#pragma once
+
+#include "cpu_products.h"
+
+namespace hybrid {
+namespace HYBRID_ISA {
+namespace {
+
+// dst[t][word] = row t. Rows are e elements, `words` of them padded with zeros to whole vectors.
+template <class Arith, class T>
+void pack_rows(float* dst, int words, const T* base, const int64_t* offsets, int count, int e) {
+  for (int t = 0; t < count; ++t)
+    for (int w = 0; w < words; w += kLanes)
+      store(dst + t * words + w, Arith::load_words(base + offsets[t], w, e));
+}
+
+// dst[word][t] = row t, transposed: `vectors` vectors of tokens, `stride` floats between words.
+template <class Arith, class T>
+void pack_columns(float* dst, int stride, const T* base, const int64_t* offsets, int vectors,
+                  int words, int e) {
+  for (int t = 0; t < vectors * kLanes; t += kLanes)
+    for (int w = 0; w < words; w += kLanes) {
+      F block[kLanes];
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes; ++i) block[i] = Arith::load_words(base + offsets[t + i], w, e);
+      transpose(block);
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes; ++i) store(dst + (w + i) * stride + t, block[i]);
+    }
+}
+
+// dst[t / 2][column] = the word (row t, row t + 1) of that column, t even; a missing row is zero.
+template <class Arith, class T>
+void pack_row_pairs(float* dst, int columns, const T* base, const int64_t* offsets, int count,
+                    int e) {
+  for (int t = 0; t < count; t += 2, dst += columns)
+    for (int c = 0; c < columns; c += 2 * kLanes) {
+      const F low = Arith::load_words(base + offsets[t], c / 2, e);
+      const F high = t + 1 < count ? Arith::load_words(base + offsets[t + 1], c / 2, e) : zero();
+      F first, second;
+      Arith::interleave(low, high, first, second);
+      store(dst + c, first);
+      store(dst + c + kLanes, second);
+    }
+}
+
+// The first `valid` of C vectors' elements to memory. `streaming`: the row starts at a cache line
+// and fills whole lines.
+template <class T, int C>
+inline __attribute__((always_inline)) void store_row(T* row, const F (&v)[C], int valid,
+                                                     bool streaming) {
+  if (valid < C * kLanes) {
+#pragma GCC unroll 4
+    for (int j = 0; j < C; ++j) {
+      const int n = valid - j * kLanes;
+      if (n >= kLanes)
+        store(row + j * kLanes, v[j]);
+      else if (n > 0)
+        store_first(row + j * kLanes, v[j], n);
+    }
+    return;
+  }
+  if constexpr (C * kLanes * sizeof(T) % 64 == 0) {
+    if (streaming) {
+#pragma GCC unroll 4
+      for (int j = 0; j < C; j += 4 / sizeof(T)) stream(row + j * kLanes, &v[j]);
+      return;
+    }
+  }
+#pragma GCC unroll 4
+  for (int j = 0; j < C; ++j) store(row + j * kLanes, v[j]);
+}
+
+}  // namespace
+}  // namespace HYBRID_ISA
+}  // namespace hybrid

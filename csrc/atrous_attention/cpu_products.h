@@ -1,0 +1,127 @@
+// Register-blocked matrix products, the innermost loops of the attention tile.
+//
+// One block holds R rows x C vectors of a result in registers and runs along the inner dimension:
+// per step C vectors of b, R broadcast values of a, R * C multiply-adds. An Arith says what a word
+// is and how two of them multiply, so that float32 and the bf16 dot product share every loop.
+#pragma once
+
+#include <cstddef>
+#include <type_traits>
+
+#include "../common/simd.h"
+
+namespace hybrid {
+namespace HYBRID_ISA {
+namespace {
+
+// A word is one float.
+struct FloatArith {
+  using Element = float;
+  static constexpr int kPerWord = 1;
+
+  static F dot(F acc, F a, F b) { return fma(a, b, acc); }
+
+  // kLanes words of a row of e elements, from word `word` on; zeros behind its end.
+  template <class T>
+  static F load_words(const T* row, int word, int e) {
+    return e - word >= kLanes ? load(row + word) : load_first(row + word, e - word);
+  }
+};
+
+#if defined(__AVX512BF16__)
+
+// A word is a pair of bf16: two steps of the inner dimension at once, summed in float32.
+struct Bf16Arith {
+  using Element = bf16;
+  static constexpr int kPerWord = 2;
+
+  static F dot(F acc, F a, F b) { return dot_bf16(acc, a, b); }
+  static F load_words(const bf16* row, int word, int e) {
+    return load_pairs(row + 2 * word, e - 2 * word);
+  }
+  static F pack(F low, F high) { return pack_pairs(low, high); }
+  static void interleave(F low, F high, F& first, F& second) {
+    interleave_pairs(low, high, first, second);
+  }
+};
+
+#endif
+
+// Rows for a product to fetch into the second-level cache on its way, one per step: bursts between
+// products would wait for memory, these overlap with arithmetic.
+struct PrefetchRows {
+  const char* base;
+  const int64_t* offsets;
+  int64_t scale;  // bytes per unit of offset
+  int bytes;      // of a row
+  int count;
+
+  void fetch(int i) const {
+    const char* row = base + offsets[i] * scale;
+    for (int b = 0; b < bytes; b += 64) __builtin_prefetch(row + b, 0, 2);
+  }
+};
+
+enum class Walk { kAlongRow, kAlongColumn };
+
+// acc[r][j] += sum over k of a(r, k) b[k * b_step + j], where
+//   kAlongRow:     a(r, k) = a[r * a_step + k]
+//   kAlongColumn:  a(r, k) = a[k * a_step + r]
+template <class Arith, Walk kWalk, int R, int C>
+inline __attribute__((always_inline)) void multiply(F (&acc)[R][C], const float* a,
+                                                    ptrdiff_t a_step, const float* b,
+                                                    ptrdiff_t b_step, int steps,
+                                                    const PrefetchRows& prefetch) {
+  const int fetches = prefetch.count;
+  for (int k = 0; k < steps; ++k) {
+    if (k < fetches) prefetch.fetch(k);
+    F columns[C];
+#pragma GCC unroll 4
+    for (int j = 0; j < C; ++j) columns[j] = load(b + k * b_step + j * kLanes);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      const F x = broadcast(kWalk == Walk::kAlongRow ? a[r * a_step + k] : a[k * a_step + r]);
+#pragma GCC unroll 4
+      for (int j = 0; j < C; ++j) acc[r][j] = Arith::dot(acc[r][j], x, columns[j]);
+    }
+  }
+  for (int k = steps; k < fetches; ++k) prefetch.fetch(k);
+}
+
+// Rows of a block of C vectors: as many as the registers hold, and 7 is a side of the usual window.
+template <int C>
+constexpr int kBlockRows = kLanes == 16 ? (C == 1 ? 14 : 7)
+                                        : (C == 1   ? 8
+                                           : C == 2 ? 6
+                                                    : 4);
+constexpr int kBlockVectors = 3;
+
+template <int N>
+using Int = std::integral_constant<int, N>;
+
+// body(first, Int<R>) over all rows, in blocks of kMax and then of 3 and 1.
+template <int kMax, class Body>
+inline __attribute__((always_inline)) void for_row_blocks(int rows, Body body) {
+  int r = 0;
+  for (; rows - r >= kMax; r += kMax) body(r, Int<kMax>{});
+  for (; rows - r >= 3; r += 3) body(r, Int<3>{});
+  for (; r < rows; ++r) body(r, Int<1>{});
+}
+
+inline int column_blocks(int vectors) { return ceil_div(vectors, kBlockVectors); }
+
+// body(first, Int<C>) over all vectors, in blocks of nearly equal width.
+template <class Body>
+inline __attribute__((always_inline)) void for_column_blocks(int vectors, Body body) {
+  const int blocks = column_blocks(vectors);
+  for (int i = 0; i < blocks; ++i) {
+    const int first = vectors * i / blocks, width = vectors * (i + 1) / blocks - first;
+    if (width == 3) body(first, Int<3>{});
+    if (width == 2) body(first, Int<2>{});
+    if (width == 1) body(first, Int<1>{});
+  }
+}
+
+}  // namespace
+}  // namespace HYBRID_ISA
+}  // namespace hybrid

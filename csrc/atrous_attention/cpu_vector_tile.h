@@ -1,0 +1,187 @@
+// One window and head in vector code: what forward and backward have in common.
+//
+// Scores are kept transposed, S[key][query] with the queries in the lanes: maximum, sum and
+// log-sum-exp of a query then need no operation across lanes, and the same array serves as the
+// broadcast side of P V, dV = P^T dO, dK = dS^T Q (along its rows) and dQ = dS K (down its
+// columns). They are kept in units of log2: scale and bias carry a factor of log2(e).
+//
+// A window of one query more than full vectors, as the usual 7 x 7 = 48 + 1, would waste most of
+// a vector: the last query is instead computed with the keys in the lanes and put into its column.
+//
+// With Bf16Arith a word holds a pair along the inner dimension: channels in Q K^T and dO V^T, keys
+// in P V and dS K, queries in P^T dO and dS^T Q. P and dS are rounded to bf16 for these products,
+// sums and the softmax stay in float32.
+#pragma once
+
+#include "cpu_bias_panels.h"
+#include "cpu_packing.h"
+#include "cpu_prefetcher.h"
+#include "tokens.h"
+
+namespace hybrid {
+namespace HYBRID_ISA {
+namespace {
+
+constexpr float kLog2E = 1.44269504f, kLn2 = 0.693147181f;
+
+// Rows of a result: row i goes to base + offsets[i] * scale.
+template <class T>
+struct Rows {
+  T* base;
+  const int64_t* offsets;
+  int64_t scale;
+
+  T* operator[](int i) const { return base + offsets[i] * scale; }
+};
+
+template <class Arith>
+class VectorTile {
+ public:
+  explicit VectorTile(const AtrousAttentionParams& p)
+      : p_(p),
+        e_(p.e),
+        words_(round_up_to_lanes(ceil_div<int>(p.e, Arith::kPerWord))),
+        columns_(words_ * Arith::kPerWord),
+        stride_(row_stride(p.P * p.P)),
+        max_rows_(round_up_to_lanes(p.P * p.P)),
+        scale_(static_cast<float>(p.scale * 1.4426950408889634)),
+        bias_(p, kLog2E) {}
+  ~VectorTile() { stream_fence(); }
+
+ protected:
+  using Element = typename Arith::Element;
+  static constexpr bool kPairs = Arith::kPerWord == 2;
+
+  // Floats between rows of S. Not a multiple of 512 bytes: a walk down a column would then meet
+  // few sets of the first-level cache.
+  static int row_stride(int tokens) {
+    const int stride = round_up_to_lanes(tokens);
+    return stride % 128 == 0 ? stride + kLanes : stride;
+  }
+
+  void begin(const Tokens& tokens, int head) {
+    if (rows_ != tokens.window.rows || cols_ != tokens.window.cols) {
+      rows_ = tokens.window.rows;
+      cols_ = tokens.window.cols;
+      count_ = tokens.count;
+      has_last_ = rows_ == p_.P && cols_ == p_.P && count_ % kLanes == 1 && count_ > 1;
+      vectors_ = has_last_ ? count_ / kLanes : ceil_div(count_, kLanes);
+      const PanelShape shape{p_.P, cols_};
+      for (int t = 0; t < count_; ++t) run_[t] = shape.run(t / cols_, t % cols_);
+      last_bias_ = shape.last_query();
+    }
+    tokens_ = &tokens;
+    bias_panels_ = bias_.find(tokens.window.branch, cols_, head);
+  }
+
+  // Products a b^T of C vectors of queries with all keys, a: [key][word], b: [word][query];
+  // finish(t, acc) takes the blocks acc[R][C] of keys t, t + 1, ...
+  template <int C, class Finish>
+  void key_products(const float* a, const float* b, Finish finish) {
+    for_row_blocks<kBlockRows<C>>(count_, [&](int t, auto rows) {
+      F acc[decltype(rows)::value][C] = {};
+      multiply<Arith, Walk::kAlongRow>(acc, a + t * words_, words_, b, stride_,
+                                       ceil_div<int>(e_, Arith::kPerWord), prefetcher_.next());
+      finish(t, acc);
+    });
+  }
+
+  // The same for the last query alone: out[key] = sum over words of a[key] * row.
+  void last_products(const float* a, const float* row, float* out) const {
+    for (int t = 0; t < count_; t += kLanes) {
+      F partial[kLanes] = {};
+      for (int w = 0; w < words_; w += kLanes) {
+        const F x = load(row + w);
+#pragma GCC unroll 16
+        for (int i = 0; i < kLanes; ++i)
+          partial[i] = Arith::dot(partial[i], load(a + (t + i) * words_ + w), x);
+      }
+      store(out + t, sums(partial));
+    }
+  }
+
+  // out[i] = factors[i] * sum over k of a(i, k) b[k], rows of e channels.
+  template <Walk kWalk>
+  __attribute__((noinline)) void channel_products(const float* a, ptrdiff_t a_step, const float* b,
+                                                  const float* factors, Rows<Element> out) {
+    const int steps = ceil_div(count_, Arith::kPerWord);
+    const bool streaming = streams(out);
+    for_column_blocks(ceil_div(e_, kLanes), [&](int vector, auto width) {
+      constexpr int C = decltype(width)::value;
+      for_row_blocks<kBlockRows<C>>(count_, [&](int i, auto rows) {
+        constexpr int R = decltype(rows)::value;
+        F acc[R][C] = {};
+        multiply<Arith, kWalk>(acc, a + (kWalk == Walk::kAlongRow ? i * a_step : i), a_step,
+                               b + vector * kLanes, columns_, steps, prefetcher_.next());
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r) {
+          const F factor = broadcast(factors[i + r]);
+#pragma GCC unroll 4
+          for (int j = 0; j < C; ++j) acc[r][j] = acc[r][j] * factor;
+          store_row(out[i + r] + vector * kLanes, acc[r], e_ - vector * kLanes, streaming);
+        }
+      });
+    });
+  }
+
+  // Puts the last query's values into its column of S; with pairs, after rounding, into words.
+  void put_column(float* column, float* row) const {
+    if constexpr (kPairs)
+      for (int t = 0; t < count_; t += kLanes)
+        store(reinterpret_cast<bf16*>(row) + t, load(row + t));
+    const int rows = ceil_div(count_, Arith::kPerWord);
+    for (int t = 0; t < rows; ++t) column[t * stride_] = row[t];
+  }
+
+  const AtrousAttentionParams& p_;
+  const int e_, words_, columns_, stride_, max_rows_;
+  const float scale_;
+  BiasPanels bias_;
+  Prefetcher prefetcher_;
+
+  const Tokens* tokens_ = nullptr;
+  const float* bias_panels_ = nullptr;
+  int rows_ = 0, cols_ = 0, count_ = 0, vectors_ = 0;
+  bool has_last_ = false;
+  int run_[kMaxTokens], last_bias_ = 0;  // where the bias of a key starts in the panels
+
+ private:
+  // Rows go past the caches where each fills whole cache lines.
+  bool streams(const Rows<Element>& rows) const {
+    return reinterpret_cast<uintptr_t>(rows.base) % 64 == 0 && e_ * sizeof(Element) % 64 == 0;
+  }
+};
+
+// Results of element type T where the arithmetic gives another: rows are computed into a buffer
+// first.
+template <class Arith, class T>
+class RowStage {
+ public:
+  RowStage(int rows, int columns) : rows_(rows * columns), columns_(columns) {
+    for (int i = 0; i < kMaxTokens; ++i) index_[i] = i;
+  }
+
+  template <class Compute>
+  void operator()(Rows<T> out, int count, int e, Compute compute) {
+    using Element = typename Arith::Element;
+    if constexpr (std::is_same_v<T, Element>) {
+      compute(out);
+    } else {
+      compute(Rows<Element>{rows_, index_, columns_});
+      for (int i = 0; i < count; ++i)
+        for (int c = 0; c < e; c += kLanes) {
+          const F v = load(rows_ + i * columns_ + c);
+          e - c >= kLanes ? store(out[i] + c, v) : store_first(out[i] + c, v, e - c);
+        }
+    }
+  }
+
+ private:
+  AlignedBuffer<float> rows_;
+  int columns_;
+  int64_t index_[kMaxTokens];
+};
+
+}  // namespace
+}  // namespace HYBRID_ISA
+}  // namespace hybrid
