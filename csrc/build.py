@@ -260,7 +260,8 @@ def _write_rules(ninja, library: Library) -> None:
 
 def _write_nvcc_rule(ninja, library: Library) -> None:
     cuda = library.cuda
-    nvcc_flags = ["-std=c++17", "-O3", f"-ccbin={library.cxx}", f"-I{CSRC}"]
+    # --threads=0: one process per architecture at a time, as many as there are cores.
+    nvcc_flags = ["-std=c++17", "-O3", "--threads=0", f"-ccbin={library.cxx}", f"-I{CSRC}"]
     nvcc_flags += ["-Xcompiler=-fPIC,-fvisibility=hidden", "-Xptxas=-v", "-Xfatbin=-compress-all"]
     nvcc_flags += [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in cuda.archs]
     last = cuda.archs[-1]  # as PTX too, for GPUs yet to come
