@@ -1,0 +1,88 @@
+"""What is installed, built and running: the facts behind ``hybrid-kernels info``."""
+
+import importlib.metadata
+import importlib.util
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import _native, backends
+
+
+def gather() -> dict[str, Any]:
+    """Versions, processor, GPU, and what serves each op, ready for JSON."""
+    build = _native.build_info()
+    return {
+        "versions": {
+            "hybrid-kernels": build["version"],
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "triton": _version("triton"),
+        },
+        "library": {
+            "path": str(_native.library_path()),
+            "compiler": build["compiler"],
+            "cuda_version": build["cuda_version"],
+            "cuda_archs": build["cuda_archs"],
+            "emulator": build["emulator"],
+        },
+        "cpu": {
+            "model": cpu_model(),
+            "threads": torch.get_num_threads(),
+            "isa_in_use": _native.cpu_isa(),
+            "isas_available": available_isas(),
+            "isas_built": build["cpu_isas"],
+        },
+        "gpus": [_gpu(index) for index in range(torch.cuda.device_count())],
+        "backend": backends.get_backend(),
+        "ops": [_service(op, device) for op in backends.op_names() for device in devices()],
+    }
+
+
+def devices() -> list[str]:
+    """Device types that tensors can be on here."""
+    return ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+
+
+def available_isas() -> list[str]:
+    """Instruction sets that the library was built with and this processor has."""
+    in_use, available = _native.cpu_isa(), []
+    for isa in _native.build_info()["cpu_isas"]:
+        try:
+            _native.set_cpu_isa(isa)
+            available.append(isa)
+        except ValueError:  # beyond this processor
+            continue
+    _native.set_cpu_isa(in_use)
+    return available
+
+
+def cpu_model() -> str:
+    """Name of the processor, as the kernel gives it."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
+def _gpu(index: int) -> dict[str, str | float]:
+    properties = torch.cuda.get_device_properties(index)
+    return {
+        "name": properties.name,
+        "arch": f"sm_{properties.major}{properties.minor}",
+        "memory_gb": round(properties.total_memory / 1e9, 1),
+    }
+
+
+def _service(op: str, device: str) -> dict[str, str]:
+    service = backends.service(op, device)
+    return {"op": op, "device": device, "backend": service.backend, "reason": service.reason}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

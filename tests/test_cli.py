@@ -1,0 +1,182 @@
+"""The command line: exit codes, messages on stderr, and what scripts read."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from hybrid_kernels import backends, checking, cli
+
+NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
+
+
+def invoke(*arguments: str) -> Result:
+    return CliRunner().invoke(cli.main, list(arguments))
+
+
+def assert_problem(result: Result, exit_code: int, message: str) -> None:
+    assert result.exit_code == exit_code, result.output
+    assert message in result.stderr
+    assert message not in result.stdout
+    assert isinstance(result.exception, SystemExit), "a traceback for an error of the user's"
+
+
+def test_info_as_json_names_a_backend_for_every_op_and_device():
+    result = invoke("info", "--json")
+    assert result.exit_code == 0, result.output
+    facts = json.loads(result.stdout)
+    assert facts["versions"]["torch"] == torch.__version__
+    assert facts["cpu"]["isa_in_use"] in facts["cpu"]["isas_available"]
+    assert {line["op"] for line in facts["ops"]} == set(backends.op_names())
+    assert all(line["reason"] for line in facts["ops"])
+
+
+def test_info_as_tables_shows_versions_and_ops():
+    result = invoke("info")
+    assert result.exit_code == 0, result.output
+    for text in (torch.__version__, "instruction set", "atrous_attention_backward"):
+        assert text in result.stdout
+
+
+def test_every_command_documents_its_exit_codes():
+    for command in ("info", "check", "bench", "tune", "demo"):
+        assert "Exit codes:" in invoke(command, "--help").stdout
+
+
+def test_unknown_command_is_a_usage_error():
+    assert_problem(invoke("profile"), 2, "No such command 'profile'")
+
+
+def test_check_of_one_op_succeeds():
+    result = invoke("check", "--quick", "--only", "atrous_attention", "--backend", "reference")
+    assert result.exit_code == 0, result.output
+    assert "atrous_attention" in result.stdout
+    assert "failed" not in result.stdout
+
+
+def test_check_leaves_backend_and_instruction_set_as_they_were():
+    before = invoke("info", "--json").stdout
+    invoke("check", "--quick", "--only", "atrous_partition")
+    assert invoke("info", "--json").stdout == before
+
+
+def test_check_fails_on_an_inaccurate_kernel(monkeypatch):
+    honest = checking.run
+
+    def wrong(op, *arguments, **options):
+        result = honest(op, *arguments, **options)
+        if isinstance(op, torch._ops.OpOverload):
+            result.outputs[0] = result.outputs[0] + 1e-2
+        return result
+
+    monkeypatch.setattr(checking, "run", wrong)
+    result = invoke("check", "--quick", "--only", "atrous_attention", "--backend", "reference")
+    assert_problem(result, 1, "output 0 differs from float64 by 0.01")
+    assert "failed" in result.stdout
+
+
+def test_check_fails_on_a_kernel_that_raises(monkeypatch):
+    def refuse(declaration):
+        def op(*arguments):
+            raise RuntimeError("out of paper")
+
+        return op
+
+    monkeypatch.setattr(checking, "fused", refuse)
+    result = invoke("check", "--quick", "--only", "gated_fuse", "--backend", "reference")
+    assert_problem(result, 1, "RuntimeError: out of paper")
+
+
+def test_check_of_an_unknown_op_lists_the_ops():
+    assert_problem(invoke("check", "--only", "attention"), 2, "atrous_attention, ")
+
+
+def test_check_of_an_unknown_backend_lists_the_backends():
+    assert_problem(invoke("check", "--backend", "opencl"), 2, "'triton'")
+
+
+@NO_GPU
+def test_check_of_a_backend_that_cannot_run_says_how_to_get_it():
+    if backends.service("atrous_attention", "cpu").backend == "cuda":
+        pytest.skip("the host emulator provides the CUDA backend")
+    assert_problem(invoke("check", "--backend", "cuda"), 3, "backend 'cuda' cannot be used here")
+
+
+@NO_GPU
+def test_tune_without_a_gpu_says_so():
+    assert_problem(invoke("tune"), 3, "torch sees none here")
+
+
+def test_bench_without_a_checkout_says_where_to_get_one(monkeypatch, tmp_path):
+    monkeypatch.setattr(cli, "CHECKOUT", tmp_path)
+    assert_problem(invoke("bench", "atrous_attention"), 2, "Clone the repository")
+
+
+def test_bench_of_an_unknown_name_lists_what_there_is():
+    assert_problem(invoke("bench", "softmax"), 2, "atrous_attention, atrous_partition")
+
+
+def test_bench_hands_its_options_on_and_reports_a_failure(monkeypatch):
+    seen = []
+
+    def run(command, cwd):
+        seen.append((command[1:], cwd))
+        return subprocess.CompletedProcess(command, returncode=7)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    result = invoke("bench", "gated_fuse", "--quick", "--isa", "avx2")
+    assert_problem(result, 1, "the benchmark of gated_fuse stopped with status 7")
+    assert seen == [(["-m", "bench.bench_gated_fuse", "--quick", "--isa", "avx2"], cli.CHECKOUT)]
+
+
+def test_demo_without_matplotlib_names_what_to_install(monkeypatch):
+    find = cli.importlib.util.find_spec
+    monkeypatch.setattr(
+        cli.importlib.util, "find_spec", lambda m: None if m == "matplotlib" else find(m)
+    )
+    assert_problem(invoke("demo"), 2, "pip install matplotlib")
+
+
+def test_demo_of_an_unreadable_picture_is_a_usage_error(tmp_path):
+    pytest.importorskip("PIL")
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / "photo.png"
+    picture.write_text("no picture")
+    assert_problem(invoke("demo", "--image", str(picture)), 2, "photo.png")
+
+
+@pytest.mark.slow
+def test_demo_of_a_small_picture_agrees_and_draws(tmp_path):
+    pytest.importorskip("matplotlib")
+    image = pytest.importorskip("PIL.Image")
+    photo, output = tmp_path / "photo.png", tmp_path / "drawn.png"
+    image.effect_noise((90, 70), 60).save(photo)
+    arguments = ("--image", str(photo), "--model", "accvit_femto", "--output", str(output))
+    result = invoke("demo", *arguments, "--pixel", "20", "33")
+    assert result.exit_code == 0, result.output
+    assert "70 x 90" in result.stdout
+    assert image.open(output).size[0] > 1000
+
+
+def test_demo_refuses_a_pixel_outside_the_picture(tmp_path):
+    pytest.importorskip("matplotlib")
+    image = pytest.importorskip("PIL.Image")
+    photo = tmp_path / "photo.png"
+    image.effect_noise((90, 70), 60).save(photo)
+    result = invoke("demo", "--image", str(photo), "--pixel", "70", "0")
+    assert_problem(result, 2, "the picture has 70 rows, 90 columns")
+
+
+def test_python_m_hybrid_kernels_is_the_command_line():
+    root = Path(__file__).resolve().parent.parent
+    command = [sys.executable, "-m", "hybrid_kernels", "check", "--only", "nothing"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, env=os.environ)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "--only nothing" in done.stderr
+    assert "Traceback" not in done.stderr
