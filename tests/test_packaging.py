@@ -210,8 +210,9 @@ def test_bad_build_setting_is_named(variable: str, value: str, message: str):
 
 
 def test_second_build_has_nothing_to_do(wheel: Path):
-    result = run(sys.executable, ROOT / "csrc" / "build.py")
-    assert result.returncode == 0, text(result)
+    for _ in range(2):
+        result = run(sys.executable, ROOT / "csrc" / "build.py")
+        assert result.returncode == 0, text(result)
     assert "no work to do" in result.stdout
 
 
