@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,21 +31,30 @@ class Suite:
     environment: dict[str, str] = field(default_factory=dict)
 
 
+def tests_of(ops: Iterable[str]) -> list[str]:
+    """The test files of these operators."""
+    return sorted(f"tests/test_{op}.py" for op in ops if (ROOT / f"tests/test_{op}.py").exists())
+
+
 # The tests of the operators run again on every implementation; all others run once.
-TRITON_TESTS = [
-    f"tests/{test.name}"
-    for test in sorted((ROOT / "tests").glob("test_*.py"))
-    if (ROOT / "hybrid_kernels" / "triton" / test.name.removeprefix("test_")).exists()
-]
+TRITON_TESTS = tests_of(path.stem for path in (ROOT / "hybrid_kernels" / "triton").glob("*.py"))
+TRITON_TESTS += ["tests/test_triton_interpreter.py"]
 INTERPRETED = {"TRITON_INTERPRET": "1", "HYBRID_KERNELS_BACKEND": "triton"}
+CUDA_TESTS = tests_of(path.parent.name for path in (ROOT / "csrc").glob("*/*_cuda.cu"))
+
+
+def emulated(mode: str, order: str) -> Suite:
+    """The CUDA kernels on the host: how compiled, and in which order threads take their turns."""
+    command = ["tests/host_cuda/run.py", mode, "--order", order, "--"]
+    return Suite(f"cuda-{mode}-{order}", [*command, *PYTEST, *TWO_WORKERS, *CUDA_TESTS])
+
 
 SUITES = [
     Suite("cpu", [*PYTEST, *TWO_WORKERS, "tests"]),
     Suite("triton-interpreter", [*PYTEST, *TWO_WORKERS, *TRITON_TESTS], INTERPRETED),
-    *(
-        Suite(f"cuda-{mode}", ["tests/host_cuda/run.py", mode])
-        for mode in ("plain", "asan", "tsan")
-    ),
+    *(emulated("plain", order) for order in ("fwd", "rev", "1", "2")),
+    emulated("asan", "fwd"),
+    emulated("tsan", "fwd"),
 ]
 
 
