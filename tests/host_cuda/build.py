@@ -45,16 +45,18 @@ class Variant:
     preload: list[str]  # libraries that must be in the process before Python is
 
 
-_ASAN = ["-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined"]
+# What is left out of UndefinedBehaviorSanitizer (null, object-size, ...) AddressSanitizer sees too.
+_UBSAN = "alignment,bool,bounds,enum,integer-divide-by-zero,return,shift,signed-integer-overflow"
+_ASAN = ["-O1", "-g1", "-fno-omit-frame-pointer", f"-fsanitize=address,{_UBSAN}"]
 _ASAN += ["-fno-sanitize-recover=undefined"]
 # The race detector must not see the runtime's own bookkeeping, nor loops turned into memset calls.
-_TSAN_RUNTIME = ["-O2", "-g", "-DHYBRID_EMULATOR_TSAN", "-fno-tree-loop-distribute-patterns"]
+_TSAN_RUNTIME = ["-O2", "-g1", "-DHYBRID_EMULATOR_TSAN", "-fno-tree-loop-distribute-patterns"]
 
 VARIANTS = {
     "plain": Variant(["-O2", "-g1"], ["-O2", "-g1"], [], []),
     "asan": Variant(_ASAN, _ASAN, ["-fsanitize=address,undefined"], ["libasan.so", "libubsan.so"]),
     "tsan": Variant(
-        ["-O1", "-g", "-fsanitize=thread", "-Wno-tsan"],
+        ["-O1", "-g1", "-fsanitize=thread", "-Wno-tsan"],
         _TSAN_RUNTIME,
         ["-fsanitize=thread"],
         ["libtsan.so"],

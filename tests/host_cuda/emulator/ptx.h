@@ -5,6 +5,7 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include <cmath>
 #include <cstring>
 
 #include "runtime.h"
@@ -47,6 +48,8 @@ float half_of(uint32_t pair, int i) {
 }
 
 }  // namespace emulator
+
+inline float exp2_approx(float x) { return std::exp2(x); }
 
 inline void ldmatrix_x4(uint32_t (&r)[4], const void* row, HYBRID_CALLER) {
   emulator::load_matrices("ldmatrix_x4", r, row, false, site);
