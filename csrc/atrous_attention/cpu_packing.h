@@ -7,9 +7,19 @@ namespace hybrid {
 namespace HYBRID_ISA {
 namespace {
 
-// dst[t][word] = row t. Rows are e elements, `words` of them padded with zeros to whole vectors.
+// dst[t][word] = row t. Rows are e elements, `words` words padded with zeros to whole vectors.
 template <class Arith, class T>
 void pack_rows(float* dst, int words, const T* base, const int64_t* offsets, int count, int e) {
+  const auto pack = [=](auto vectors) {  // rows of whole vectors, their number known
+    for (int t = 0; t < count; ++t)
+#pragma GCC unroll 4
+      for (int w = 0; w < vectors * kLanes; w += kLanes)
+        store(dst + t * vectors * kLanes + w, Arith::load_vector(base + offsets[t], w));
+  };
+  constexpr int kVector = kLanes * Arith::kPerWord;
+  if (e == kVector) return pack(Int<1>{});
+  if (e == 2 * kVector) return pack(Int<2>{});
+  if (e == 4 * kVector) return pack(Int<4>{});
   for (int t = 0; t < count; ++t)
     for (int w = 0; w < words; w += kLanes)
       store(dst + t * words + w, Arith::load_words(base + offsets[t], w, e));

@@ -21,7 +21,12 @@ struct FloatArith {
 
   static F dot(F acc, F a, F b) { return fma(a, b, acc); }
 
-  // kLanes words of a row of e elements, from word `word` on; zeros behind its end.
+  // kLanes words of a row, from word `word` on.
+  template <class T>
+  static F load_vector(const T* row, int word) {
+    return load(row + word);
+  }
+  // The same of a row of e elements; zeros behind its end.
   template <class T>
   static F load_words(const T* row, int word, int e) {
     return e - word >= kLanes ? load(row + word) : load_first(row + word, e - word);
@@ -36,6 +41,7 @@ struct Bf16Arith {
   static constexpr int kPerWord = 2;
 
   static F dot(F acc, F a, F b) { return dot_bf16(acc, a, b); }
+  static F load_vector(const bf16* row, int word) { return load_pairs(row + 2 * word, 32); }
   static F load_words(const bf16* row, int word, int e) {
     return load_pairs(row + 2 * word, e - 2 * word);
   }
