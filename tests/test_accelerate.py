@@ -1,0 +1,229 @@
+"""Fused ops inside ACC-ViT: the same numbers, the same state dict, and back again."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import hybrid_kernels
+import python_ref.layers
+from hybrid_kernels import models
+from hybrid_kernels.nn import FUSED, AtrousAttention
+from python_ref.ops import REFERENCE
+
+SMALL = {"num_classes": 10, "layers": (1, 1, 1, 1)}
+
+
+def pair(**options: object) -> tuple[nn.Module, nn.Module]:
+    """A reference model and its accelerated copy. Gates and tables are far from their start."""
+    torch.manual_seed(0)
+    model = models.create_model("accvit_femto", **{**SMALL, **options})
+    for name, parameter in model.named_parameters():
+        if "gate" in name or name.endswith("attention.bias") or "norm" in name:
+            nn.init.normal_(parameter, mean=float("norm" in name), std=0.5)
+    return model, models.accelerate(copy.deepcopy(model))
+
+
+def outputs(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """Logits, and the gradients of all parameters and of the images."""
+    x = x.clone().requires_grad_()
+    torch.manual_seed(1)  # of drop path
+    logits = model(x)
+    logits.float().square().sum().backward()
+    grads = {name: p.grad for name, p in model.named_parameters()}
+    return {"logits": logits.detach(), "images": x.grad, **grads}
+
+
+def check_equal(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
+    """Every tensor agrees, relative to the root mean square of the expected one.
+
+    Gradients that vanish but for rounding (a bias before a norm) count as 1e-4 of the largest.
+    """
+    assert found.keys() == expected.keys()
+    scale = max(t.square().mean().sqrt() for t in expected.values())
+    for name, tensor in expected.items():
+        size = tensor.square().mean().sqrt() + 1e-4 * scale
+        error = (found[name] - tensor).square().mean().sqrt() / size
+        assert error < tolerance, f"{name}: {error:.2e} of {size:.2e}"
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (50, 36), (33, 70)])
+def test_float64_outputs_and_gradients_equal_the_reference(height, width):
+    reference, fused = (model.double() for model in pair(window_size=4))
+    x = torch.randn(2, 3, height, width, dtype=torch.float64)
+    check_equal(outputs(fused, x), outputs(reference, x), 1e-9)
+
+
+@pytest.mark.parametrize(("height", "width"), [(224, 224), (75, 101)])
+def test_femto_in_float32_equals_the_reference(height, width):
+    reference, fused = pair(layers=(1, 2, 4, 1))
+    x = torch.randn(2, 3, height, width)
+    check_equal(outputs(fused, x), outputs(reference, x), 2e-3)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"dw_dilations": (1,)},
+        {"gate": False},
+        {"shared_mlp": False},
+        {"mlp": "convnext"},
+        {"scale_mode": "width"},
+        {"drop_path": 0.5},
+    ],
+    ids=lambda options: "-".join(options),
+)
+def test_every_option_equals_the_reference(options):
+    reference, fused = (model.double() for model in pair(**options))
+    x = torch.randn(3, 3, 40, 52, dtype=torch.float64)
+    check_equal(outputs(fused, x), outputs(reference, x), 1e-9)
+
+
+def test_inference_equals_the_reference():
+    reference, fused = (model.eval() for model in pair())
+    x = torch.randn(2, 3, 50, 36)
+    with torch.no_grad():
+        torch.testing.assert_close(fused(x), reference(x), atol=1e-4, rtol=1e-4)
+
+
+def test_autocast_is_as_accurate_as_the_reference():
+    reference, fused = (model.eval() for model in pair())
+    x = torch.randn(2, 3, 50, 36)
+    exact = outputs(copy.deepcopy(reference).double(), x.double())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = {"fused": outputs(fused, x), "reference": outputs(reference, x)}
+    for name, tensor in exact.items():
+        error = {key: (o[name] - tensor).square().mean().sqrt() for key, o in found.items()}
+        floor = 1e-3 * tensor.square().mean().sqrt() + 1e-6
+        assert error["fused"] < 2 * error["reference"] + floor, f"{name}: {error}"
+
+
+def test_compiled_model_equals_eager():
+    _, fused = pair(dilations=((1, 2), (1,), (1,), (1,)))
+    compiled = copy.deepcopy(fused)
+    compiled.compile(fullgraph=True, backend="aot_eager")
+    x = torch.randn(2, 3, 50, 36)
+    check_equal(outputs(compiled, x), outputs(fused, x), 1e-4)
+
+
+def test_state_dict_is_unchanged_and_fits_both():
+    reference, fused = pair()
+    before, after = reference.state_dict(), fused.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    fused.load_state_dict(before)
+
+
+def test_accelerate_works_in_place_and_can_be_undone():
+    reference, _ = pair()
+    model = copy.deepcopy(reference)
+    assert models.accelerate(model) is model
+    assert models.accelerate(model, "reference") is model
+    assert models.accelerated_ops(model) == {}
+    x = torch.randn(1, 3, 50, 36)
+    assert torch.equal(model.eval()(x), reference.eval()(x))
+
+
+def test_report_names_what_was_swapped():
+    reference, fused = pair()
+    assert models.accelerated_ops(reference) == {}
+    report = models.accelerated_ops(fused)
+    assert len(report) == 8
+    assert report["stages.3.0.conv"] == ("atrous_dwconv", "gated_fuse")
+    assert report["stages.0.0.attention.attention"] == (
+        "atrous_attention",
+        "gated_fuse",
+        "branch_project_in",
+        "branch_project_out",
+    )
+
+
+def test_mixers_use_exactly_the_ops_that_they_list():
+    called = set()
+
+    def spy(name):
+        def call(*args):
+            called.add(name)
+            return getattr(REFERENCE, name)(*args)
+
+        return call
+
+    reference, _ = pair()
+    layer = reference.stages[0][0]
+    for mixer, x in (
+        (layer.conv, torch.randn(1, 32, 8, 8)),
+        (layer.attention.attention, torch.randn(1, 8, 8, 32)),
+    ):
+        called.clear()
+        mixer.ops = type(REFERENCE)(**{name: spy(name) for name in vars(REFERENCE)})
+        mixer(x)
+        assert called == set(mixer.used_ops)
+
+
+def test_a_concrete_backend_is_set_for_the_process():
+    with hybrid_kernels.use_backend("auto"):
+        model = models.create_model("accvit_femto", backend="cpu", **SMALL)
+        assert hybrid_kernels.get_backend() == "cpu"
+        models.accelerate(model, "auto")
+        assert hybrid_kernels.get_backend() == "cpu"
+    assert all(m.ops is FUSED for m in model.modules() if hasattr(m, "ops"))
+
+
+def test_models_without_mixers_are_refused():
+    with pytest.raises(ValueError, match="Linear holds no block of python_ref.layers"):
+        models.accelerate(nn.Linear(2, 2))
+
+
+def test_unknown_backends_are_refused_before_anything_changes():
+    reference, _ = pair()
+    with pytest.raises(ValueError, match="'gpu'"):
+        models.accelerate(reference, "gpu")
+    assert models.accelerated_ops(reference) == {}
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+def test_checkpoints_are_loaded(tmp_path, suffix):
+    from safetensors.torch import save_file
+
+    reference, _ = pair()
+    path = tmp_path / f"weights.{suffix}"
+    (save_file if suffix == "safetensors" else torch.save)(reference.state_dict(), path)
+    loaded = models.create_model("accvit_femto", checkpoint=path, **SMALL).state_dict()
+    assert all(torch.equal(tensor, loaded[name]) for name, tensor in reference.state_dict().items())
+
+
+def test_attention_module_is_a_drop_in():
+    torch.manual_seed(0)
+    reference = python_ref.layers.AtrousAttention(32, 2, (1, 2, 4)).double()
+    fused = AtrousAttention(32, 2, (1, 2, 4)).double()
+    fused.load_state_dict(reference.state_dict())
+    x = torch.randn(2, 15, 20, 32, dtype=torch.float64)
+    check_equal(outputs(fused, x), outputs(reference, x), 1e-10)
+
+
+def test_wrapped_layers_are_called_not_folded():
+    class Doubled(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    torch.manual_seed(0)
+    attention = AtrousAttention(32, 2, (1, 2))
+    attention.qkvs[0], attention.projections[1] = Doubled(32, 96), Doubled(32, 32)
+    x = torch.randn(1, 9, 9, 32)
+    found = attention(x)
+    attention.ops = REFERENCE
+    torch.testing.assert_close(found, attention(x), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("dilations", [(1,), (1, 2, 3), (4, 2)])
+@pytest.mark.parametrize(("height", "width"), [(6, 6), (13, 8), (1, 2), (2, 9)])
+def test_depthwise_by_phases_equals_the_reference(height, width, dilations, stride):
+    torch.manual_seed(0)
+    x = torch.randn(2, height, width, 3, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(len(dilations), 3, 3, 3, dtype=torch.float64, requires_grad=True)
+    maps = [ops.atrous_dwconv(x, weight, dilations, stride) for ops in (FUSED, REFERENCE)]
+    grads = [torch.randn_like(y) for y in maps[0]]
+    found, expected = ([*ys, *torch.autograd.grad(ys, (x, weight), grads)] for ys in maps)
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-10)
