@@ -1,7 +1,7 @@
-// Backward of windows of more than one tile, in two launches: seven products instead of five, but no
-// partial dq in memory and no atomics. A block owns R rows and streams the rows of the other side,
-// C at a time, past them; P and dS are recomputed in registers, where they already are the left
-// operand of the products that its own rows need.
+// Backward of windows of more than one tile, in two launches: seven products instead of five, but
+// no partial dq in memory and no atomics. A block owns R rows and streams the rows of the other
+// side, C at a time, past them; P and dS are recomputed in registers, where they already are the
+// left operand of the products that its own rows need.
 //   keys     owns keys, streams (q, dout): dk and dv accumulate in registers
 //   queries  owns queries, streams (k, v): dq accumulates in registers; dS goes through shared
 //            memory to the bias sums
@@ -52,37 +52,26 @@ __device__ __forceinline__ void fill_stats(const QueryStats& stats, const typena
   }
 }
 
-// x: q k^T -> P. y: dout v^T -> dS. Zeros stand where a query or a key does not exist.
+// x: q k^T -> P. y: dout v^T -> dS. Both are zero where there is no key (a logit of -inf) or no
+// query (a log-sum-exp of +inf).
 template <class G, Role kRole>
 __device__ __forceinline__ void probabilities(typename G::Scores& x, typename G::Scores& y,
-                                              const QueryStats& stats, const Tables& tables,
-                                              const float* bias, int P, float scale, int own0,
-                                              int stream0, int slots) {
+                                              const QueryStats& stats, const Tables& tables, int P,
+                                              float scale, int own0, int stream0) {
   constexpr bool kOwnsKeys = Split<G, kRole>::kOwnsKeys;
-  // Bias index f(query) - f(key) + 2P (P - 1), as own part + streamed part.
-  int own_entry[G::kRows];
-  float own_lse[G::kRows], own_delta[G::kRows];
 #pragma unroll
   for (int r = 0; r < G::kRows; ++r) {
-    const int row = G::row(r), offset = tables.offset[own0 + row];
-    own_entry[r] = 2 * P * (P - 1) + (kOwnsKeys ? -offset : offset);
-    own_lse[r] = kOwnsKeys ? 0.0f : stats.lse[row];
-    own_delta[r] = kOwnsKeys ? 0.0f : stats.delta[row];
-  }
+    const int row = G::row(r), own = own0 + row;
+    const float* bias =
+        tables.bias + (kOwnsKeys ? tables.key_entry[own] : tables.query_entry(own, P));
 #pragma unroll
-  for (int n = 0; n < G::kCols; ++n) {
-    const int col = G::col(n), offset = tables.offset[stream0 + col];
-    const int entry = kOwnsKeys ? offset : -offset;
-    const float lse = kOwnsKeys ? stats.lse[col] : 0.0f;
-    const float delta = kOwnsKeys ? stats.delta[col] : 0.0f;
-#pragma unroll
-    for (int r = 0; r < G::kRows; ++r) {
-      const float score = x.at(r, n) * scale + (bias ? bias[own_entry[r] + entry] : 0.0f);
-      const float probability = exp2f(score - (kOwnsKeys ? lse : own_lse[r]));
-      const float gradient = probability * (y.at(r, n) - (kOwnsKeys ? delta : own_delta[r]));
-      const bool exists = own0 + G::row(r) < slots && stream0 + col < slots;
-      x.at(r, n) = exists ? probability : 0.0f;
-      y.at(r, n) = exists ? gradient : 0.0f;
+    for (int n = 0; n < G::kCols; ++n) {
+      const int col = G::col(n), streamed = stream0 + col;
+      const int entry = kOwnsKeys ? tables.query_entry(streamed, P) : tables.key_entry[streamed];
+      const int query = kOwnsKeys ? col : row;
+      const float logit = fmaf(x.at(r, n), scale, bias[entry]);
+      x.at(r, n) = exp2_approx(logit - stats.lse[query]);
+      y.at(r, n) = x.at(r, n) * (y.at(r, n) - stats.delta[query]);
     }
   }
 }
@@ -100,7 +89,6 @@ __global__ void __launch_bounds__(kThreads, 2)
   float* tile = reinterpret_cast<float*>(stream2 + C * LD);
   const QueryStats stats{tile + B::kTile, tile + B::kTile + B::kQueries};
   const Tables tables(stats.delta + B::kQueries, p.P);
-  const float* bias = p.bias ? tables.bias : nullptr;
   const T* grad_out = kOwnsKeys ? stream2 : own2;
   const float scale = static_cast<float>(p.scale);
   const Work work = this_work(p, plan);
@@ -137,7 +125,7 @@ __global__ void __launch_bounds__(kThreads, 2)
       }
       const bool new_queries = kOwnsKeys || stream0 == 0;
       const int query0 = kOwnsKeys ? stream0 : own0;
-      float lse = 0.0f;
+      float lse = INFINITY;  // of a query that does not exist
       if (new_queries) {
         const auto out = packed_view<const T>(p, plan, work, window.image, p.out, 1, 0, p.e);
         load_rows<B::kQueries, E, LD>(reinterpret_cast<T*>(tile), out, tables, query0, slots, p.e);
@@ -155,7 +143,7 @@ __global__ void __launch_bounds__(kThreads, 2)
       G::score(x, own1, stream1, owned, streamed, p.e);
       G::score(y, own2, stream2, owned, streamed, p.e);
       __syncthreads();  // the statistics are there, and out has been read: the tile is free
-      probabilities<G, kRole>(x, y, stats, tables, bias, p.P, scale * kLog2e, own0, stream0, slots);
+      probabilities<G, kRole>(x, y, stats, tables, p.P, scale * kLog2e, own0, stream0);
       if (p.grad_qkv) {
         if constexpr (kOwnsKeys) G::multiply(grad2, x, tile, stream2, owned, streamed, p.e);
         G::multiply(grad1, y, tile, stream1, owned, streamed, p.e);

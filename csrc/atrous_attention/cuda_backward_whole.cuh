@@ -16,28 +16,26 @@ int backward_whole_shared_bytes(int P) {
          Tables::bytes(P);
 }
 
-// x: logits -> P. y: dout v^T -> dS. Zeros in the rows of queries that do not exist.
+// x: logits -> P. y: dout v^T -> dS. Where a query does not exist dout is zero, so that whatever
+// stands in its row of P and dS adds nothing.
 template <class G>
-__device__ __forceinline__ void softmax_and_gradient(typename G::Scores& x, typename G::Scores& y,
-                                                     int slots) {
+__device__ __forceinline__ void softmax_and_gradient(typename G::Scores& x, typename G::Scores& y) {
 #pragma unroll
   for (int r = 0; r < G::kRows; ++r) {
-    const bool exists = G::row(r) < slots;
     const float base = finite_base(tile_row_max<G>(x, r));
     float sum = 0.0f;
 #pragma unroll
-    for (int n = 0; n < G::kCols; ++n) sum += x.at(r, n) = exp2f(x.at(r, n) - base);
+    for (int n = 0; n < G::kCols; ++n) sum += x.at(r, n) = exp2_approx(x.at(r, n) - base);
     const float inverse = 1.0f / row_sum<G::kRowLanes>(sum);
     float delta = 0.0f;
 #pragma unroll
     for (int n = 0; n < G::kCols; ++n) {
-      x.at(r, n) = exists ? x.at(r, n) * inverse : 0.0f;
+      x.at(r, n) *= inverse;
       delta = fmaf(x.at(r, n), y.at(r, n), delta);
     }
     delta = row_sum<G::kRowLanes>(delta);
 #pragma unroll
-    for (int n = 0; n < G::kCols; ++n)
-      y.at(r, n) = exists ? x.at(r, n) * (y.at(r, n) - delta) : 0.0f;
+    for (int n = 0; n < G::kCols; ++n) y.at(r, n) = x.at(r, n) * (y.at(r, n) - delta);
   }
 }
 
@@ -51,7 +49,6 @@ __global__ void __launch_bounds__(kThreads, G::kWholeBlocks)
   T* grad_out = value + R * LD;
   float* tile = reinterpret_cast<float*>(grad_out + R * LD);
   const Tables tables(tile + G::kPublished, p.P);
-  const float* bias = p.bias ? tables.bias : nullptr;
   const float scale = static_cast<float>(p.scale);
   const Work work = this_work(p, plan);
 
@@ -72,9 +69,9 @@ __global__ void __launch_bounds__(kThreads, G::kWholeBlocks)
 
     typename G::Scores x, y;
     G::score(x, query, key, slots, slots, p.e);
-    to_logits<G>(x, tables, bias, p.P, scale * kLog2e, 0, 0, slots);
+    to_logits<G>(x, tables, p.P, scale * kLog2e, 0, 0, slots);
     G::score(y, grad_out, value, slots, slots, p.e);
-    softmax_and_gradient<G>(x, y, slots);
+    softmax_and_gradient<G>(x, y);
 
     if (p.grad_qkv) {
       G::publish(tile, x);

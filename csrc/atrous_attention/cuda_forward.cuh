@@ -16,38 +16,42 @@ int forward_shared_bytes(int P) {
          Tables::bytes(P);
 }
 
-// Scores -> exp2(score - maximum), updating the row statistics; out is rescaled to the new maximum.
-template <class G>
+// Logits -> exp2(logit - maximum), updating the row statistics; what the earlier tiles left in sum
+// and out is rescaled to the new maximum.
+template <class G, bool kWhole>
 __device__ __forceinline__ void online_softmax(typename G::Scores& x, typename G::Out& out,
                                                float (&maximum)[G::kRows], float (&sum)[G::kRows]) {
 #pragma unroll
   for (int r = 0; r < G::kRows; ++r) {
     const float before = maximum[r];
     maximum[r] = fmaxf(before, tile_row_max<G>(x, r));
-    const float base = finite_base(maximum[r]), correction = exp2f(before - base);
-    sum[r] *= correction;
+    const float base = finite_base(maximum[r]);
+    if constexpr (!kWhole) {
+      const float correction = exp2_approx(before - base);
+      sum[r] *= correction;
 #pragma unroll
-    for (int n = 0; n < G::kCols; ++n) {
-      x.at(r, n) = exp2f(x.at(r, n) - base);
-      sum[r] += x.at(r, n);
+      for (int n = 0; n < G::kOutCols; ++n) out.at(r, n) *= correction;
     }
 #pragma unroll
-    for (int n = 0; n < G::kOutCols; ++n) out.at(r, n) *= correction;
+    for (int n = 0; n < G::kCols; ++n) {
+      x.at(r, n) = exp2_approx(x.at(r, n) - base);
+      sum[r] += x.at(r, n);
+    }
   }
 }
 
-template <class G>
-__global__ void __launch_bounds__(kThreads, G::kForwardBlocks)
+template <class G, bool kWhole>  // whole: a window is one tile
+__global__ void __launch_bounds__(kThreads, kWhole ? G::kForwardBlocks : 2)
     forward_kernel(const AtrousAttentionParams p, const Plan plan) {
   using T = typename G::T;
   constexpr int R = G::R, C = G::C, E = G::E, LD = G::LD;
+  static_assert(R == C, "query, key and value tiles are alike");
   HYBRID_DYN_SMEM(raw);
   T *query = reinterpret_cast<T*>(raw), *key = query + R * LD, *value = key + C * LD;
   float* scratch = reinterpret_cast<float*>(value + C * LD);
   const Tables tables(scratch + G::kScratch, p.P);
-  const float* bias = p.bias ? tables.bias : nullptr;
   const Work work = this_work(p, plan);
-  const int query0 = work.tile * R;
+  const int query0 = kWhole ? 0 : work.tile * R;
   bool have_bias = false;
 
   for (int64_t w = work.group; w < plan.windows[work.branch]; w += plan.groups[work.branch]) {
@@ -56,16 +60,22 @@ __global__ void __launch_bounds__(kThreads, G::kForwardBlocks)
     if (queries <= 0) continue;
     fill_slots(tables, window, p.P);
     __syncthreads();
-    load_rows<R, E, LD>(query, qkv_view<T>(p, plan, work, window.image, 0), tables, query0, slots,
-                        p.e);
     typename G::Out out;
     float maximum[G::kRows], sum[G::kRows];
 #pragma unroll
     for (int r = 0; r < G::kRows; ++r) maximum[r] = -INFINITY, sum[r] = 0.0f;
-    for (int key0 = 0; key0 < slots; key0 += C) {
-      if (key0 > 0) __syncthreads();  // key and value have been read
-      load_rows<C, E, LD, 2>(key, qkv_view<T>(p, plan, work, window.image, 1), tables, key0, slots,
-                             p.e, p.qkv_stride[4]);
+    for (int key0 = 0; key0 < (kWhole ? 1 : slots); key0 += C) {
+      if (key0 > 0) __syncthreads();               // key and value have been read
+      if (kWhole || (query0 == 0 && key0 == 0)) {  // three times the same slots
+        load_rows<R, E, LD, 3>(query, qkv_view<T>(p, plan, work, window.image, 0), tables, 0, slots,
+                               p.e, p.qkv_stride[4]);
+      } else {
+        if (key0 == 0)
+          load_rows<R, E, LD>(query, qkv_view<T>(p, plan, work, window.image, 0), tables, query0,
+                              slots, p.e);
+        load_rows<C, E, LD, 2>(key, qkv_view<T>(p, plan, work, window.image, 1), tables, key0,
+                               slots, p.e, p.qkv_stride[4]);
+      }
       if (!have_bias) fill_bias(tables, p, work);
       have_bias = true;
       cp_async_commit();
@@ -74,8 +84,8 @@ __global__ void __launch_bounds__(kThreads, G::kForwardBlocks)
       const int keys = min(C, slots - key0);
       typename G::Scores x;
       G::score(x, query, key, queries, keys, p.e);
-      to_logits<G>(x, tables, bias, p.P, static_cast<float>(p.scale) * kLog2e, query0, key0, slots);
-      online_softmax<G>(x, out, maximum, sum);
+      to_logits<G>(x, tables, p.P, static_cast<float>(p.scale) * kLog2e, query0, key0, queries);
+      online_softmax<G, kWhole>(x, out, maximum, sum);
       G::multiply(out, x, scratch, value, queries, keys, p.e);
     }
 
@@ -95,13 +105,19 @@ __global__ void __launch_bounds__(kThreads, G::kForwardBlocks)
   }
 }
 
-template <class G>
-int launch_forward(const AtrousAttentionParams& p, void* stream) {
+template <class G, bool kWhole>
+int launch_forward_kernel(const AtrousAttentionParams& p, void* stream) {
   const Plan plan = make_plan(p, G::R, kMaxGrid);
   const int bytes = forward_shared_bytes<G>(p.P);
-  if (int error = HYBRID_SMEM_OPT_IN((forward_kernel<G>), bytes)) return error;
+  if (int error = HYBRID_SMEM_OPT_IN((forward_kernel<G, kWhole>), bytes)) return error;
   const dim3 grid(static_cast<unsigned>(plan.blocks(p)));
-  return HYBRID_LAUNCH((forward_kernel<G>), grid, dim3(kThreads), bytes, stream, p, plan);
+  return HYBRID_LAUNCH((forward_kernel<G, kWhole>), grid, dim3(kThreads), bytes, stream, p, plan);
+}
+
+template <class G>
+int launch_forward(const AtrousAttentionParams& p, void* stream) {
+  return p.P <= G::kWholeSide ? launch_forward_kernel<G, true>(p, stream)
+                              : launch_forward_kernel<G, false>(p, stream);
 }
 
 }  // namespace

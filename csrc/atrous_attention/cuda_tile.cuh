@@ -36,7 +36,7 @@ struct Mma {
   static constexpr int kRows = 2, kCols = C / 4, kOutCols = E / 4, kRowLanes = 4;
   static constexpr int kScratch = 0;  // floats that multiply needs
   // Blocks per multiprocessor that the registers must allow, and the largest window in one tile.
-  static constexpr int kForwardBlocks = E == 32 ? 5 : E == 64 ? 3 : 2;
+  static constexpr int kForwardBlocks = E == 32 ? 6 : E == 64 ? 4 : 3;
   static constexpr int kWholeBlocks = E == 32 ? 4 : E == 64 ? 3 : 2, kWholeSide = 8;
   // The published tile is [streamed][own] with rows of 68 floats: writing it transposed from the
   // c layout touches 32 different banks, and pairs of it are an a operand.
@@ -54,6 +54,7 @@ struct Mma {
   static __device__ __forceinline__ int lane() { return threadIdx.x % 32; }
   static __device__ __forceinline__ int warp_row(int i) { return threadIdx.x / 32 * 16 + i; }
   static __device__ __forceinline__ int row(int r) { return warp_row(lane() / 4 + 8 * r); }
+  static __device__ __forceinline__ int first_row(int r) { return warp_row(8 * r); }
   static __device__ __forceinline__ int col(int n) { return n / 2 * 8 + lane() % 4 * 2 + n % 2; }
   static __device__ __forceinline__ int out_col(int n) { return col(n); }
 
@@ -69,7 +70,6 @@ struct Mma {
       ldmatrix_x4(fa, a + warp_row(l % 16) * LD + k * 16 + l / 16 * 8);
 #pragma unroll
       for (int j = 0; j < C / 16; ++j) {
-        if (j * 16 >= cols) break;
         uint32_t fb[4];
         ldmatrix_x4(fb, b + (j * 16 + l / 16 * 8 + l % 8) * LD + k * 16 + l / 8 % 2 * 8);
         mma_16816<T>(x.v[2 * j], fa, fb[0], fb[1]);
@@ -171,6 +171,7 @@ struct Fma {
     return i / 4 * 16 + threadIdx.x / 32 * 4 + i % 4;
   }
   static __device__ __forceinline__ int row(int r) { return threadIdx.x / 8 + 16 * r; }
+  static __device__ __forceinline__ int first_row(int r) { return warp_row(4 * r); }
   static __device__ __forceinline__ int col(int n) { return x() + 8 * n; }
   static __device__ __forceinline__ int out_col(int n) { return n / 4 * 32 + x() * 4 + n % 4; }
   static __device__ __forceinline__ float4 four(const float* p) {
@@ -185,7 +186,7 @@ struct Fma {
       for (int n = 0; n < kCols; ++n) fb[n] = four(b + col(n) * LD + k);
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {
-        if (warp_row(4 * r) >= rows) break;
+        if (first_row(r) >= rows) break;
         const float4 fa = four(a + row(r) * LD + k);
 #pragma unroll
         for (int n = 0; n < kCols; ++n) {
@@ -249,7 +250,7 @@ struct Fma {
       const float4 fb = four(b + j * 32 + x() * 4);
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {
-        if (warp_row(4 * r) >= rows) break;
+        if (first_row(r) >= rows) break;
         float* sum = out.v[r] + 4 * j;
         sum[0] = fmaf(fa[r], fb.x, sum[0]);
         sum[1] = fmaf(fa[r], fb.y, sum[1]);
@@ -260,24 +261,18 @@ struct Fma {
   }
 };
 
-// Dot products of queries (own rows) and keys -> logits in base 2, -inf where there is no key.
-// bias is null where there is none; scale and bias contain log2(e).
+// Dot products of queries (own rows) and keys -> logits in base 2, -inf where there is no key;
+// scale contains log2(e). A warp leaves out what it owns beyond `rows`.
 template <class G>
-__device__ __forceinline__ void to_logits(typename G::Scores& x, const Tables& tables,
-                                          const float* bias, int P, float scale, int query0,
-                                          int key0, int slots) {
-  int entry[G::kRows];  // bias index of the row's query beside a key of offset 0
+__device__ __forceinline__ void to_logits(typename G::Scores& x, const Tables& tables, int P,
+                                          float scale, int query0, int key0, int rows) {
 #pragma unroll
-  for (int r = 0; r < G::kRows; ++r) entry[r] = 2 * P * (P - 1) + tables.offset[query0 + G::row(r)];
+  for (int r = 0; r < G::kRows; ++r) {
+    if (G::first_row(r) >= rows) break;
+    const float* bias = tables.bias + tables.query_entry(query0 + G::row(r), P);
 #pragma unroll
-  for (int n = 0; n < G::kCols; ++n) {
-    const int key = key0 + G::col(n);
-    const int offset = tables.offset[key];
-#pragma unroll
-    for (int r = 0; r < G::kRows; ++r) {
-      const float logit = x.at(r, n) * scale + (bias ? bias[entry[r] - offset] : 0.0f);
-      x.at(r, n) = key < slots ? logit : -INFINITY;
-    }
+    for (int n = 0; n < G::kCols; ++n)
+      x.at(r, n) = fmaf(x.at(r, n), scale, bias[tables.key_entry[key0 + G::col(n)]]);
   }
 }
 

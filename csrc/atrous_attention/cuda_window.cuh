@@ -6,7 +6,8 @@
 // rectangle of rows x cols slots: slots are numbered inside that rectangle, slots beyond the map
 // do not exist, and a ragged window costs no more than what it holds. The bias index of a pair
 //   r(s, t) = (a_s - a_t + P - 1) * (2P - 1) + (b_s - b_t + P - 1) = f(s) - f(t) + 2P (P - 1)
-// is a difference of f(s) = a_s (2P - 1) + b_s, which a small table holds beside the pixel.
+// is a difference of f(s) = a_s (2P - 1) + b_s, which a small table holds beside the pixel. Keys
+// that do not exist point beyond the bias table, where -inf stands: they need no mask.
 #pragma once
 
 #include <algorithm>
@@ -26,15 +27,41 @@ constexpr __host__ __device__ int divide_up(int a, int b) { return (a + b - 1) /
 
 inline __host__ __device__ int bias_entries(int P) { return (2 * P - 1) * (2 * P - 1); }
 
+// Division by a number that the host knows: a multiplication and a shift for numerators below 2^31
+// (Granlund and Montgomery, 1994), plain division above.
+struct Divisor {
+  uint32_t divisor, multiplier, shift;
+
+  Divisor() = default;
+  explicit Divisor(int64_t d) : divisor(static_cast<uint32_t>(d)), shift(0) {
+    while ((uint64_t{1} << shift) < divisor) ++shift;
+    const uint64_t excess = (uint64_t{1} << shift) - divisor;
+    multiplier = static_cast<uint32_t>((excess << 32) / divisor + 1);
+  }
+  __device__ __forceinline__ uint32_t divide(uint32_t x) const {
+    return (static_cast<uint32_t>(static_cast<uint64_t>(x) * multiplier >> 32) + x) >> shift;
+  }
+  // Returns the quotient and leaves the remainder in x.
+  __device__ __forceinline__ uint32_t split(uint32_t& x) const {
+    const uint32_t quotient = divide(x);
+    x -= quotient * divisor;
+    return quotient;
+  }
+  __device__ __forceinline__ uint64_t divide_any(uint64_t x) const {
+    return x >> 31 ? x / divisor : divide(static_cast<uint32_t>(x));
+  }
+};
+
 // How the blocks of a launch share the windows, worked out on the host. Block
 //   first_block[k] + (group * tiles + tile) * h + head
 // takes that tile of every windows of branch k, groups apart: neighbouring blocks are the heads of
 // one window, whose rows lie side by side in memory.
 struct Plan {
   int tiles;  // of own rows (queries, or keys) in a full window
+  Divisor by_tiles, by_heads, by_dilation[kMaxBranches];
+  Divisor by_row_windows[kMaxBranches], by_col_windows[kMaxBranches];  // of one image
   int64_t first_block[kMaxBranches + 1];
   int64_t groups[kMaxBranches], windows[kMaxBranches];
-  int64_t row_windows[kMaxBranches], col_windows[kMaxBranches];
   bool vector_qkv, vector_out, vector_grad_out;  // rows can move by 16 bytes
 
   int64_t blocks(const AtrousAttentionParams& p) const { return first_block[p.n]; }
@@ -57,12 +84,17 @@ inline bool is_vector(const AtrousAttentionParams& p, const void* base, const in
 inline Plan make_plan(const AtrousAttentionParams& p, int tile_rows, int64_t max_groups) {
   Plan plan{};
   plan.tiles = divide_up(p.P * p.P, tile_rows);
+  plan.by_tiles = Divisor(plan.tiles);
+  plan.by_heads = Divisor(p.h);
   const int64_t blocks_per_group = static_cast<int64_t>(plan.tiles) * p.h;
   const int64_t limit = kMaxGrid / (blocks_per_group * p.n);
   for (int k = 0; k < p.n; ++k) {
-    plan.row_windows[k] = axis_windows(p.H, p.dilations[k], p.P);
-    plan.col_windows[k] = axis_windows(p.W, p.dilations[k], p.P);
-    plan.windows[k] = p.B * plan.row_windows[k] * plan.col_windows[k];
+    const int64_t rows = axis_windows(p.H, p.dilations[k], p.P);
+    const int64_t cols = axis_windows(p.W, p.dilations[k], p.P);
+    plan.by_row_windows[k] = Divisor(rows);
+    plan.by_col_windows[k] = Divisor(cols);
+    plan.by_dilation[k] = Divisor(p.dilations[k]);
+    plan.windows[k] = p.B * rows * cols;
     plan.groups[k] = std::min({plan.windows[k], max_groups, limit});
     plan.first_block[k + 1] = plan.first_block[k] + plan.groups[k] * blocks_per_group;
   }
@@ -81,11 +113,11 @@ struct Work {
 __device__ __forceinline__ Work this_work(const AtrousAttentionParams& p, const Plan& plan) {
   Work work{};
   while (work.branch + 1 < p.n && blockIdx.x >= plan.first_block[work.branch + 1]) ++work.branch;
-  uint32_t rest = static_cast<uint32_t>(blockIdx.x - plan.first_block[work.branch]);
-  work.head = rest % p.h;
-  rest /= p.h;
-  work.tile = rest % plan.tiles;
-  work.group = rest / plan.tiles;
+  uint32_t head = static_cast<uint32_t>(blockIdx.x - plan.first_block[work.branch]);
+  uint32_t tile = plan.by_heads.split(head);
+  work.group = plan.by_tiles.split(tile);
+  work.head = head;
+  work.tile = tile;
   return work;
 }
 
@@ -97,53 +129,69 @@ struct Window {
 
 __device__ __forceinline__ Window window_at(const AtrousAttentionParams& p, const Plan& plan,
                                             int branch, uint64_t index) {
-  const uint32_t d = p.dilations[branch];
-  const uint64_t v = index % plan.col_windows[branch];
-  index /= plan.col_windows[branch];
-  const uint64_t u = index % plan.row_windows[branch];
+  const Divisor &by_dilation = plan.by_dilation[branch], &by_rows = plan.by_row_windows[branch],
+                &by_cols = plan.by_col_windows[branch];
+  const uint64_t image_row = by_cols.divide_any(index), image = by_rows.divide_any(image_row);
+  uint32_t v = static_cast<uint32_t>(index - image_row * by_cols.divisor);
+  uint32_t u = static_cast<uint32_t>(image_row - image * by_rows.divisor);
+  const uint32_t d = by_dilation.divisor, span = d * p.P;
+  const uint32_t row_span = by_dilation.split(u), col_span = by_dilation.split(v);
   Window w;
-  w.image = index / plan.row_windows[branch];
+  w.image = image;
   w.dilation = d;
-  w.row = static_cast<int>(u / d * d * p.P + u % d);
-  w.col = static_cast<int>(v / d * d * p.P + v % d);
-  w.rows = min(p.P, static_cast<int>((p.H - 1 - w.row) / d) + 1);
-  w.cols = min(p.P, static_cast<int>((p.W - 1 - w.col) / d) + 1);
+  w.row = row_span * span + u;
+  w.col = col_span * span + v;
+  w.rows = min(p.P, static_cast<int>(by_dilation.divide(p.H - 1 - w.row)) + 1);
+  w.cols = min(p.P, static_cast<int>(by_dilation.divide(p.W - 1 - w.col)) + 1);
   w.slots = w.rows * w.cols;
   return w;
 }
 
-// Tables at the end of a block's shared memory; their size follows the window side.
+// Tables at the end of a block's shared memory; their size follows the window side. The logit of
+// query s and key t takes bias[query_entry(s) + key_entry[t]].
 struct Tables {
-  int2* pixel;  // of a slot: row, column
-  int* offset;  // f(slot)
-  float* bias;  // of this branch and head, times log2(e)
+  int2* pixel;     // of a slot: row, column
+  int* key_entry;  // -f(slot); for slots that the window lacks, what leads behind every entry
+  float* bias;     // of this branch and head, times log2(e); zeros without bias; then -inf
+
+  // f(s) + 2P (P - 1), the index beside key 0; for a slot that the window lacks that of slot 0.
+  __device__ __forceinline__ int query_entry(int slot, int P) const {
+    return 2 * P * (P - 1) - min(key_entry[slot], 0);
+  }
 
   static __host__ __device__ int slots(int P) { return divide_up(P * P, 64) * 64; }
-  static int bytes(int P) { return slots(P) * 12 + bias_entries(P) * 4; }
+  static __host__ __device__ int missing_key(int P) { return 2 * P * (P - 1) + 1; }
+  static __host__ __device__ int all_entries(int P) { return bias_entries(P) + missing_key(P); }
+  static int bytes(int P) { return slots(P) * 12 + all_entries(P) * 4; }
 
   __device__ Tables(void* memory, int P) {
     pixel = static_cast<int2*>(memory);
-    offset = reinterpret_cast<int*>(pixel + slots(P));
-    bias = reinterpret_cast<float*>(offset + slots(P));
+    key_entry = reinterpret_cast<int*>(pixel + slots(P));
+    bias = reinterpret_cast<float*>(key_entry + slots(P));
   }
 };
 
 // Called once the rows are on their way, so that the two latencies overlap.
 __device__ __forceinline__ void fill_bias(const Tables& tables, const AtrousAttentionParams& p,
                                           const Work& work) {
-  if (!p.bias) return;
   const int entries = bias_entries(p.P);
-  const float* from = static_cast<const float*>(p.bias) + work.branch * entries * p.h + work.head;
-  for (int r = threadIdx.x; r < entries; r += kThreads)
-    tables.bias[r] = from[static_cast<int64_t>(r) * p.h] * kLog2e;
+  const float* from = static_cast<const float*>(p.bias) +
+                      work.branch * entries * static_cast<int64_t>(p.h) + work.head;
+#pragma unroll 2
+  for (int r = threadIdx.x; r < Tables::all_entries(p.P); r += kThreads) {
+    const bool exists = r < entries;
+    const float bias = exists && p.bias ? from[static_cast<int64_t>(r) * p.h] * kLog2e : 0.0f;
+    tables.bias[r] = exists ? bias : -INFINITY;
+  }
 }
 
-// Up to a whole tile, slots that the window lacks have offset 0: their bias index is in the table.
 __device__ __forceinline__ void fill_slots(const Tables& tables, const Window& window, int P) {
+  const int reciprocal = (1 << 16) / window.cols + 1;  // exact quotients: s < 256, cols <= 16
+#pragma unroll 1
   for (int s = threadIdx.x; s < Tables::slots(P); s += kThreads) {
     const bool exists = s < window.slots;
-    const int a = s / window.cols, b = s % window.cols;
-    tables.offset[s] = exists ? a * (2 * P - 1) + b : 0;
+    const int a = s * reciprocal >> 16, b = s - a * window.cols;
+    tables.key_entry[s] = exists ? -(a * (2 * P - 1) + b) : Tables::missing_key(P);
     if (exists)
       tables.pixel[s] =
           make_int2(window.row + a * window.dilation, window.col + b * window.dilation);
@@ -194,8 +242,8 @@ __device__ __forceinline__ View<T> packed_view(const AtrousAttentionParams& p, c
 
 // Gathers slots first..first+kRows into kParts tiles of kRows x LD elements, one behind the other,
 // of which E columns count: zeros stand where the window or the head ends. The parts (key and
-// value, say) lie part_stride elements apart. Asynchronous where rows can move by 16 bytes. Unrolled
-// loops would hold addresses in registers that the kernels lack.
+// value, say) lie part_stride elements apart. Asynchronous where rows can move by 16 bytes.
+// Unrolled loops would hold addresses in registers that the kernels lack.
 template <int kRows, int E, int LD, int kParts = 1, class T>
 __device__ __forceinline__ void load_rows(T* tile, const View<const T>& view, const Tables& tables,
                                           int first, int slots, int e, int64_t part_stride = 0) {
@@ -229,17 +277,22 @@ __device__ __forceinline__ void load_rows(T* tile, const View<const T>& view, co
 template <class G, class T>
 __device__ __forceinline__ void store_warp_rows(const T* tile, const View<T>& view,
                                                 const Tables& tables, int first, int slots, int e) {
-  constexpr int kVector = 16 / sizeof(T);
-  const int step = view.vector ? kVector : 1, chunks = divide_up(e, step);
+  constexpr int kVector = 16 / sizeof(T), kRows = G::R / kWarps;
+  if (view.vector) {
+    constexpr int kChunks = G::E / kVector;
 #pragma unroll 1
-  for (int i = threadIdx.x % 32; i < G::R / kWarps * chunks; i += 32) {
-    const int row = G::warp_row(i / chunks), c = i % chunks * step;
-    if (first + row >= slots) continue;
-    T* to = view.at(tables.pixel[first + row]) + c;
-    if (view.vector) {
-      *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(tile + row * G::LD + c);
-    } else {
-      *to = tile[row * G::LD + c];
+    for (int i = threadIdx.x % 32; i < kRows * kChunks; i += 32) {
+      const int row = G::warp_row(i / kChunks), c = i % kChunks * kVector;
+      if (first + row < slots && c < e)
+        *reinterpret_cast<uint4*>(view.at(tables.pixel[first + row]) + c) =
+            *reinterpret_cast<const uint4*>(tile + row * G::LD + c);
+    }
+  } else {
+#pragma unroll 1
+    for (int i = threadIdx.x % 32; i < kRows * G::E; i += 32) {
+      const int row = G::warp_row(i / G::E), c = i % G::E;
+      if (first + row < slots && c < e)
+        view.at(tables.pixel[first + row])[c] = tile[row * G::LD + c];
     }
   }
 }

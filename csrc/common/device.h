@@ -90,6 +90,14 @@ __device__ __forceinline__ void mma_16816<__half>(float (&c)[4], const uint32_t 
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// 2^x in one instruction, to about 2^-22; results below 2^-126 become zero. (exp2f keeps those and
+// takes four instructions.)
+__device__ __forceinline__ float exp2_approx(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 // 16 bytes from global to shared memory without passing through registers; both addresses are
 // 16-aligned. Only src_bytes (0..16) are read, zeros fill the rest. The bytes have arrived for
 // the calling thread after a cp_async_wait, for the block after the __syncthreads that follows.
