@@ -61,11 +61,10 @@ struct Block {
   int barrier_generation;
   int votes_true, votes;
   Order started, ended, barrier[2];  // barriers alternate: some threads may be one ahead
-  std::vector<void*> tsan_fibers;    // of this block and of recent ones
 
   size_t arena_bytes() const;
-  void map_arena();  // allocates it where needed, and makes it unwritten memory again
-  void unmap_arena();
+  void reset_shared_memory();  // to memory that nobody has written
+  void free_shared_memory();
 };
 
 // The block and the thread that are running; one launch at a time.

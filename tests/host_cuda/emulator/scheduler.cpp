@@ -26,14 +26,15 @@ constexpr int kInvalidValue = 1;
 constexpr int kInvalidConfiguration = 9;
 constexpr int kLaunchFailure = 719;
 
-// Races between blocks are looked for among this many fibers; the race detector's cost grows with
-// them and it stops at 8128.
-constexpr size_t kFiberWindow = 512;
+// Races are looked for among this many consecutive blocks: each has threads of its own, which know
+// nothing of the others'. More would make the race detector, whose cost grows with the number of
+// fibers, slower; fibers made anew for every block would cost it 1 ms each.
+constexpr size_t kUnorderedBlocks = kRaceDetector ? 4 : 1;
 
 std::mutex one_launch;
 char error[1024];
 thread_local std::string last_error;
-std::vector<Fiber> spare_stacks;  // kept from launch to launch
+std::vector<Fiber> spare_fibers;  // kept from launch to launch
 std::map<const void*, size_t> opted_in;
 
 const char* order_name() {
@@ -81,44 +82,49 @@ class Schedule {
 void run_thread_body() {
   fiber_entered();
   block->started.acquire();
+  block->ended.acquire();  // of the block that had these threads and this shared memory before
   (*block->body)();
   if (self->end_copy != self->first_copy)
     set_error(*self, {"end of the kernel", 0}, "a thread exits with cp.async still in flight");
   exit_thread();
 }
 
-// Order everything that the fibers did before everything that comes, and forget them.
-void join_fibers(Block& b) {
-  if (!kRaceDetector) return;
-  b.ended.acquire();
-  for (Order& order : b.barrier) order.acquire();
-  for (Thread& thread : b.threads) thread.arrived.acquire();
-  for (void* fiber : b.tsan_fibers) tsan_delete_fiber(fiber);
-  b.tsan_fibers.clear();
+Fiber take_fiber() {
+  Fiber fiber;
+  if (spare_fibers.empty()) {
+    fiber.allocate_stack();
+    fiber.tsan = tsan_new_fiber();
+  } else {
+    fiber = spare_fibers.back();
+    spare_fibers.pop_back();
+  }
+  return fiber;
 }
 
-void reset_thread(Block& b, Thread& thread) {
-  if (kRaceDetector) {  // a stack that is new memory, and no order with the block before
-    if (thread.fiber.stack) thread.fiber.free_stack();
-    thread.fiber.allocate_stack();
-    thread.fiber.tsan = tsan_new_fiber();
-    b.tsan_fibers.push_back(thread.fiber.tsan);
-  } else if (!thread.fiber.stack) {
-    if (spare_stacks.empty()) {
-      thread.fiber.allocate_stack();
+// After the launch: what its threads did is before everything that comes.
+void join_threads(Block& b) {
+  b.ended.acquire();
+  for (Order& order : b.barrier) order.acquire();
+  for (Thread& thread : b.threads) {
+    thread.arrived.acquire();
+    if (failed()) {  // it may have stopped in the midst of a kernel
+      tsan_delete_fiber(thread.fiber.tsan);
+      thread.fiber.free_stack();
     } else {
-      thread.fiber = spare_stacks.back();
-      spare_stacks.pop_back();
+      spare_fibers.push_back(thread.fiber);
     }
   }
-  thread.fiber.start_at(run_thread_body);
-  thread.state = State::ready;
-  thread.first_copy = thread.end_copy = thread.group = 0;
 }
 
 void run_block(Block& b, Schedule& schedule) {
-  b.map_arena();
-  for (Thread& thread : b.threads) reset_thread(b, thread);
+  block = &b;
+  b.barrier_generation = 0;
+  b.reset_shared_memory();
+  for (Thread& thread : b.threads) {
+    thread.fiber.start_at(run_thread_body);
+    thread.state = State::ready;
+    thread.first_copy = thread.end_copy = thread.group = 0;
+  }
   b.started.release();
   std::vector<Thread*> order = schedule.threads(b.threads);
   size_t exited = 0;
@@ -137,7 +143,7 @@ void run_block(Block& b, Schedule& schedule) {
     if (!progress) open_barrier();
   }
   self = nullptr;
-  if (b.tsan_fibers.size() + b.threads.size() > kFiberWindow) join_fibers(b);
+  block = nullptr;
 }
 
 void make_threads(Block& b, dim3 dim) {
@@ -146,6 +152,7 @@ void make_threads(Block& b, dim3 dim) {
     b.threads[i].index = {i % dim.x, i / dim.x % dim.y, i / dim.x / dim.y};
     b.threads[i].lane = static_cast<int>(i % kWarpSize);
     b.threads[i].warp = static_cast<int>(i / kWarpSize);
+    b.threads[i].fiber = take_fiber();
   }
 }
 
@@ -227,26 +234,26 @@ int launch(const void* kernel, dim3 grid, dim3 dim, size_t shared_bytes,
   if (const int code = check_order()) return code;
   if (const int code = check_geometry(kernel, grid, dim, shared_bytes)) return code;
   error[0] = 0;
-  Block b{};
-  b.body = &body;
-  b.dynamic_bytes = shared_bytes;
-  make_threads(b, dim);
-  block = &b;
   indices.block_dim = dim;
   indices.grid_dim = grid;
-  const uint64_t blocks = static_cast<uint64_t>(grid.x) * grid.y * grid.z;
-  Schedule schedule(blocks);
-  for (uint64_t i = 0; i < blocks && !failed(); ++i) {
+  const uint64_t count = static_cast<uint64_t>(grid.x) * grid.y * grid.z;
+  std::vector<Block> blocks(std::min<uint64_t>(count, kUnorderedBlocks));
+  for (Block& b : blocks) {
+    b.body = &body;
+    b.dynamic_bytes = shared_bytes;
+    make_threads(b, dim);
+  }
+  Schedule schedule(count);
+  for (uint64_t i = 0; i < count && !failed(); ++i) {
     const uint64_t k = schedule.block(i);
     indices.block = {static_cast<unsigned>(k % grid.x), static_cast<unsigned>(k / grid.x % grid.y),
                      static_cast<unsigned>(k / grid.x / grid.y)};
-    run_block(b, schedule);
+    run_block(blocks[i % blocks.size()], schedule);
   }
-  join_fibers(b);
-  for (Thread& thread : b.threads)
-    if (thread.fiber.stack) spare_stacks.push_back(thread.fiber);
-  b.unmap_arena();
-  block = nullptr;
+  for (Block& b : blocks) {
+    join_threads(b);
+    b.free_shared_memory();
+  }
   return failed() ? refuse(kLaunchFailure, error) : 0;
 }
 

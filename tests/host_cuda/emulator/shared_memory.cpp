@@ -27,9 +27,7 @@ size_t Block::arena_bytes() const {
   return (kDefaultSharedLimit + dynamic_bytes + 2 * kPage - 1) / kPage * kPage;
 }
 
-void Block::map_arena() {
-  // Fresh pages are new memory to the race detector: no races with the block before.
-  if (kRaceDetector) unmap_arena();
+void Block::reset_shared_memory() {
   if (!arena) {
     void* memory =
         mmap(nullptr, arena_bytes(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -49,7 +47,7 @@ void Block::map_arena() {
   asan_poison(end, static_cast<size_t>(arena + arena_bytes() - end));
 }
 
-void Block::unmap_arena() {
+void Block::free_shared_memory() {
   if (!arena) return;
   asan_unpoison(arena, arena_bytes());
   munmap(arena, arena_bytes());
