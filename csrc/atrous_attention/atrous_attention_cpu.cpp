@@ -9,7 +9,7 @@ namespace hybrid {
 namespace HYBRID_ISA {
 namespace {
 
-// Every window and head of the chunks, one after the other; a tile is told the next one as well.
+// Every window and head of the chunks; a tile is told the next window as well.
 template <class Tile>
 void run(const AtrousAttentionParams& p, int64_t chunk_begin, int64_t chunk_end) {
   const ChunkPlan plan(p);
@@ -24,8 +24,7 @@ void run(const AtrousAttentionParams& p, int64_t chunk_begin, int64_t chunk_end)
     for (int64_t left = plan.end_window(chunk) - plan.first_window(chunk); left > 0; --left) {
       std::swap(now, next);
       if (windows.next(ahead)) next->locate(p, ahead);
-      for (int head = 0; head + 1 < p.h; ++head) tile(*now, head, *now, head + 1);
-      tile(*now, p.h - 1, *next, 0);
+      for (int head = 0; head < p.h; ++head) tile(*now, head, *next);
     }
     tile.end_chunk(chunk);
   }

@@ -30,72 +30,101 @@ class ScoreGrads : public VectorTile<Arith> {
         last_g_(words_),
         delta_(max_rows_),
         lse_(max_rows_),
-        probability_(max_rows_ * stride_),
-        grad_(max_rows_ * stride_),
-        probability_rows_(kPairs ? max_rows_ * stride_ / 2 : 0),
-        grad_rows_(kPairs ? max_rows_ * stride_ / 2 : 0),
+        s_(max_rows_ * stride_),
+        rows_(kPairs ? max_rows_ * stride_ / 2 : 0),
         last_p_(max_rows_),
         last_ds_(max_rows_) {}
 
-  __attribute__((noinline)) void score_grads() {
-    for_column_blocks(vectors_, [&](int vector, auto width) {
-      constexpr int C = decltype(width)::value;
-      probabilities<C>(vector * kLanes);
-      grads<C>(vector * kLanes);
-      if constexpr (kPairs) pair_keys<C>(vector * kLanes);
+  // P into s_ (with pairs, into rows_ too).
+  __attribute__((noinline)) void probabilities() {
+    for_column_blocks(vectors_, [&](int vector, auto width) __attribute__((always_inline)) {
+      probability_block<decltype(width)::value>(vector * kLanes);
     });
-    if (has_last_) grads_of_last();
+    if (!has_last_) return;
+    const F lse = broadcast(lse_[count_ - 1]);
+    this->last_products(k_, last_q_, last_p_);
+    for (int t = 0; t < count_; t += kLanes) {
+      const F s = fma(load(last_p_ + t), broadcast(scale_), load(bias_panels_ + last_bias_ + t));
+      store(last_p_ + t, select_first(exp2(s - lse), zero(), count_ - t));
+    }
+    put_last(last_p_);
+  }
+
+  // dS in place of P, and its share of the gradient of the bias. With pairs s_ ends up with words.
+  __attribute__((noinline)) void score_grads() {
+    for_column_blocks(vectors_, [&](int vector, auto width) __attribute__((always_inline)) {
+      grad_block<decltype(width)::value>(vector * kLanes);
+      if constexpr (kPairs) pair_keys<decltype(width)::value>(vector * kLanes);
+    });
+    if (!has_last_) return;
+    const F delta = broadcast(delta_[count_ - 1]);
+    this->last_products(v_, last_g_, last_ds_);
+    for (int t = 0; t < count_; t += kLanes) {
+      const F ds = load(last_p_ + t) * (load(last_ds_ + t) - delta);
+      store(last_ds_ + t, select_first(ds, zero(), count_ - t));
+      if (p_.grad_bias) add_to(bias_grad_panels_ + last_bias_ + t, load(last_ds_ + t));
+    }
+    put_last(last_ds_);
+    if constexpr (kPairs) this->put_column(s_ + count_ - 1, last_ds_);
   }
 
   BiasGradPanels grad_bias_;
   float* bias_grad_panels_ = nullptr;
-  AlignedBuffer<float> qt_, gt_;                       // Q, dO: [word][query]
-  AlignedBuffer<float> k_, v_;                         // [key][word]
-  AlignedBuffer<float> last_q_, last_g_;               // words of the last query
-  AlignedBuffer<float> delta_, lse_;                   // D, L in units of log2
-  AlignedBuffer<float> probability_, grad_;            // P, dS: [key][query]; dS ends in pairs
-  AlignedBuffer<float> probability_rows_, grad_rows_;  // with pairs: the same as bf16
+  AlignedBuffer<float> qt_, gt_;          // Q, dO: [word][query]
+  AlignedBuffer<float> k_, v_;            // [key][word]
+  AlignedBuffer<float> last_q_, last_g_;  // words of the last query
+  AlignedBuffer<float> delta_, lse_;      // D, L in units of log2
+  AlignedBuffer<float> s_;                // P, later dS: [key][query]
+  AlignedBuffer<float> rows_;             // with pairs: the same as bf16
 
  private:
   template <int C>
-  void probabilities(int lane) {
-    this->template key_products<C>(k_, qt_ + lane, [&](int t, auto& acc) {
+  void probability_block(int lane) {
+    const auto finish = [&](int t, auto& acc) __attribute__((always_inline)) {
       constexpr int R = sizeof acc / sizeof acc[0];
       const F scale = broadcast(scale_);
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r) {
         const float* bias = bias_panels_ + run_[t + r] + lane;
+        float* s = s_ + (t + r) * stride_ + lane;
 #pragma GCC unroll 4
         for (int j = 0; j < C; ++j) {
-          const F s = fma(acc[r][j], scale, load(bias + j * kLanes));
-          const F p = exp2(s - load(lse_ + lane + j * kLanes));
-          store(probability_ + (t + r) * stride_ + lane + j * kLanes, p);
-          if constexpr (kPairs) store(row_of(probability_rows_, t + r) + lane + j * kLanes, p);
+          const F x = fma(acc[r][j], scale, load(bias + j * kLanes));
+          const F p = exp2(x - load(lse_ + lane + j * kLanes));
+          store(s + j * kLanes, p);
+          if constexpr (kPairs) store(row(t + r) + lane + j * kLanes, p);
         }
       }
-    });
+    };
+    this->template key_products<C>(k_, qt_ + lane, finish);
   }
 
   template <int C>
-  void grads(int lane) {
-    this->template key_products<C>(v_, gt_ + lane, [&](int t, auto& acc) {
+  void grad_block(int lane) {
+    const int lanes = count_ - lane;
+    const auto finish = [&](int t, auto& acc) __attribute__((always_inline)) {
       constexpr int R = sizeof acc / sizeof acc[0];
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r) {
+        float* s = s_ + (t + r) * stride_ + lane;
 #pragma GCC unroll 4
         for (int j = 0; j < C; ++j) {
-          const int first = lane + j * kLanes;
-          const F p = load(probability_ + (t + r) * stride_ + first);
-          const F ds = p * (acc[r][j] - load(delta_ + first));
-          store(grad_ + (t + r) * stride_ + first, ds);
-          if constexpr (kPairs) store(row_of(grad_rows_, t + r) + first, ds);
-          if (p_.grad_bias) {
-            float* sum = bias_grad_panels_ + run_[t + r] + first;
-            store(sum, load(sum) + select_first(ds, zero(), count_ - first));
-          }
+          const F delta = load(delta_ + lane + j * kLanes);
+          acc[r][j] = load(s + j * kLanes) * (acc[r][j] - delta);
+          store(s + j * kLanes, acc[r][j]);
+          if constexpr (kPairs) store(row(t + r) + lane + j * kLanes, acc[r][j]);
+        }
+        if (!p_.grad_bias) continue;
+        float* sums = bias_grad_panels_ + run_[t + r] + lane;
+#pragma GCC unroll 4
+        for (int j = 0; j < C; ++j) {
+          F ds = acc[r][j];
+          if (lanes < C * kLanes) ds = select_first(ds, zero(), lanes - j * kLanes);
+          add_to(sums + j * kLanes, ds);
         }
       }
-    });
+    };
+    this->template key_products<C>(v_, gt_ + lane, finish);
   }
 
   // dS of C vectors of queries, in place, as words of two keys each.
@@ -104,43 +133,28 @@ class ScoreGrads : public VectorTile<Arith> {
     for (int t = 0; t < count_; t += 2) {
 #pragma GCC unroll 4
       for (int j = 0; j < C; ++j) {
-        const float* s = grad_ + t * stride_ + lane + j * kLanes;
+        const float* s = s_ + t * stride_ + lane + j * kLanes;
         const F high = t + 1 < count_ ? load(s + stride_) : zero();
-        store(grad_ + t / 2 * stride_ + lane + j * kLanes, Arith::pack(load(s), high));
+        store(s_ + t / 2 * stride_ + lane + j * kLanes, Arith::pack(load(s), high));
       }
     }
   }
 
-  void grads_of_last() {
+  // The last query's values into its column, with pairs into that of rows_.
+  void put_last(float* values) const {
     const int last = count_ - 1;
-    this->last_products(k_, last_q_, last_p_);
-    this->last_products(v_, last_g_, last_ds_);
-    for (int t = 0; t < count_; t += kLanes) {
-      const F s = fma(load(last_p_ + t), broadcast(scale_), load(bias_panels_ + last_bias_ + t));
-      const F p = exp2(s - broadcast(lse_[last]));
-      const F ds = p * (load(last_ds_ + t) - broadcast(delta_[last]));
-      store(last_p_ + t, select_first(p, zero(), count_ - t));
-      store(last_ds_ + t, select_first(ds, zero(), count_ - t));
-      if (!p_.grad_bias) continue;
-      float* sum = bias_grad_panels_ + last_bias_ + t;
-      store(sum, load(sum) + load(last_ds_ + t));
-    }
     if constexpr (kPairs) {
       for (int t = 0; t < count_; ++t) {
-        row_of(probability_rows_, t)[last] = from_float<bf16>(last_p_[t]);
-        row_of(probability_rows_, t)[last + 1] = {0};
-        row_of(grad_rows_, t)[last] = from_float<bf16>(last_ds_[t]);
-        row_of(grad_rows_, t)[last + 1] = {0};
+        row(t)[last] = from_float<bf16>(values[t]);
+        row(t)[last + 1] = {0};  // the other half of the word
       }
     } else {
-      this->put_column(probability_ + last, last_p_);
+      this->put_column(s_ + last, values);
     }
-    this->put_column(grad_ + last, last_ds_);
   }
 
-  bf16* row_of(float* rows, int t) const {
-    return reinterpret_cast<bf16*>(rows + t * (stride_ / 2));
-  }
+  static void add_to(float* sums, F v) { store(sums, load(sums) + v); }
+  bf16* row(int t) const { return reinterpret_cast<bf16*>(rows_ + t * (stride_ / 2)); }
 
   AlignedBuffer<float> last_p_, last_ds_;
 };
@@ -171,14 +185,18 @@ class BackwardTile : ScoreGrads<Arith> {
     if (p_.grad_bias) this->grad_bias_.end_chunk(chunk);
   }
 
-  void operator()(const Tokens& tokens, int head, const Tokens& next, int next_head) {
+  void operator()(const Tokens& tokens, int head, const Tokens& next) {
     this->begin(tokens, head);
     if (p_.grad_bias) this->bias_grad_panels_ = this->grad_bias_.find(tokens.window.cols, head);
-    start_prefetch(next, next_head);
+    start_prefetch(next, head);
     pack(head);
     statistics(head);
+    this->probabilities();
+    if (p_.grad_qkv) store_grad<Walk::kAlongRow>(head, 2, rows(), g_inner_, ones_);
     this->score_grads();
-    if (p_.grad_qkv) store_grads(head);
+    if (!p_.grad_qkv) return;
+    store_grad<Walk::kAlongRow>(head, 1, rows(), q_inner_, scales_);
+    store_grad<Walk::kAlongColumn>(head, 0, this->s_, kPairs ? k_inner_ : this->k_, scales_);
   }
 
  private:
@@ -240,23 +258,15 @@ class BackwardTile : ScoreGrads<Arith> {
     }
   }
 
-  void store_grads(int head) {
-    const float* p = kPairs ? this->probability_rows_ : this->probability_;
-    const float* ds = kPairs ? this->grad_rows_ : this->grad_;
-    const int step = stride_ / Arith::kPerWord;
-    const auto rows = [&](int part) {
-      T* base = static_cast<T*>(p_.grad_qkv) + int64_t{part * p_.h + head} * e_;
-      return Rows<T>{base, tokens_->row, 3 * int64_t{e_}};
-    };
-    stage_(rows(2), count_, e_, [&](auto dv) {
-      this->template channel_products<Walk::kAlongRow>(p, step, g_inner_, ones_, dv);
-    });
-    stage_(rows(1), count_, e_, [&](auto dk) {
-      this->template channel_products<Walk::kAlongRow>(ds, step, q_inner_, scales_, dk);
-    });
-    stage_(rows(0), count_, e_, [&](auto dq) {
-      this->template channel_products<Walk::kAlongColumn>(
-          this->grad_, stride_, kPairs ? k_inner_ : this->k_, scales_, dq);
+  const float* rows() const { return kPairs ? this->rows_ : this->s_; }
+
+  // One part (0 for dQ, 1 dK, 2 dV) of the gradient, from P or dS and the tokens on the other side.
+  template <Walk kWalk>
+  void store_grad(int head, int part, const float* s, const float* other, const float* factors) {
+    const int step = kWalk == Walk::kAlongRow ? stride_ / Arith::kPerWord : stride_;
+    T* base = static_cast<T*>(p_.grad_qkv) + int64_t{part * p_.h + head} * e_;
+    stage_({base, tokens_->row, 3 * int64_t{e_}}, count_, e_, [&](auto grad) {
+      this->template channel_products<kWalk>(s, step, other, factors, grad);
     });
   }
 

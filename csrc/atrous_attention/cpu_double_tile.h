@@ -63,7 +63,7 @@ class DoubleForwardTile : DoubleTile {
   void begin_chunk() {}
   void end_chunk(int64_t) {}
 
-  void operator()(const Tokens& tokens, int head, const Tokens&, int) {
+  void operator()(const Tokens& tokens, int head, const Tokens&) {
     load(tokens, head);
     for (int s = 0; s < tokens.count; ++s) {
       scores(tokens, head, s);
@@ -102,7 +102,7 @@ class DoubleBackwardTile : DoubleTile {
     for (size_t i = 0; i < table_; ++i) table[i] = grad_bias_[i];
   }
 
-  void operator()(const Tokens& tokens, int head, const Tokens&, int) {
+  void operator()(const Tokens& tokens, int head, const Tokens&) {
     const int m = tokens.count;
     load(tokens, head);
     for (int i = 0; i < m * e_; ++i) {

@@ -27,7 +27,7 @@ class Softmax : public VectorTile<Arith> {
         lse_(max_rows_) {}
 
   __attribute__((noinline)) void softmax() {
-    for_column_blocks(vectors_, [&](int vector, auto width) {
+    for_column_blocks(vectors_, [&](int vector, auto width) __attribute__((always_inline)) {
       constexpr int C = decltype(width)::value;
       F top[C];
       scores(vector * kLanes, top);
@@ -45,38 +45,43 @@ class Softmax : public VectorTile<Arith> {
   template <int C>
   void scores(int lane, F (&top)[C]) {
     for (F& x : top) x = broadcast(-__builtin_inff());
-    this->template key_products<C>(k_, q_ + lane, [&](int t, auto& acc) {
+    const F scale = broadcast(scale_);
+    const float* bias = bias_panels_ + lane;
+    float* s = s_ + lane;
+    const int* run = run_;
+    const int stride = stride_;
+    const auto finish = [&](int t, auto& acc) __attribute__((always_inline)) {
       constexpr int R = sizeof acc / sizeof acc[0];
-      const F scale = broadcast(scale_);
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r) {
-        const float* bias = bias_panels_ + run_[t + r] + lane;
 #pragma GCC unroll 4
         for (int j = 0; j < C; ++j) {
-          const F x = fma(acc[r][j], scale, load(bias + j * kLanes));
-          store(s_ + (t + r) * stride_ + lane + j * kLanes, x);
+          const F x = fma(acc[r][j], scale, load(bias + run[t + r] + j * kLanes));
+          store(s + (t + r) * stride + j * kLanes, x);
           top[j] = max(top[j], x);
         }
       }
-    });
+    };
+    this->template key_products<C>(k_, q_ + lane, finish);
   }
 
   // Exponentials in place of the scores; with pairs, a word for two keys.
   template <int C>
   void exponentials(int lane, const F (&top)[C]) {
     F total[C] = {};
-    const auto next = [&](int t, int j) {
-      const F x = exp2(load(s_ + t * stride_ + lane + j * kLanes) - top[j]);
+    float* s = s_ + lane;
+    const int stride = stride_, count = count_;
+    const auto next = [&](int t, int j) __attribute__((always_inline)) {
+      const F x = exp2(load(s + t * stride + j * kLanes) - top[j]);
       total[j] = total[j] + x;
       return x;
     };
-    for (int t = 0; t < count_; t += Arith::kPerWord) {
-      float* s = s_ + t / Arith::kPerWord * stride_ + lane;
+    for (int t = 0; t < count; t += Arith::kPerWord) {
 #pragma GCC unroll 4
       for (int j = 0; j < C; ++j) {
         F x = next(t, j);
-        if constexpr (kPairs) x = Arith::pack(x, t + 1 < count_ ? next(t + 1, j) : zero());
-        store(s + j * kLanes, x);
+        if constexpr (kPairs) x = Arith::pack(x, t + 1 < count ? next(t + 1, j) : zero());
+        store(s + t / Arith::kPerWord * stride + j * kLanes, x);
       }
     }
 #pragma GCC unroll 4
@@ -122,9 +127,9 @@ class ForwardTile : Softmax<Arith> {
   void begin_chunk() {}
   void end_chunk(int64_t) {}
 
-  void operator()(const Tokens& tokens, int head, const Tokens& next, int next_head) {
+  void operator()(const Tokens& tokens, int head, const Tokens& next) {
     this->begin(tokens, head);
-    start_prefetch(next, next_head);
+    start_prefetch(next, head);
     pack(head);
     this->softmax();
     const Rows<T> out{static_cast<T*>(p_.out) + head * int64_t{e_}, tokens.row, e_};
@@ -142,8 +147,8 @@ class ForwardTile : Softmax<Arith> {
   }
 
   void start_prefetch(const Tokens& next, int head) {
-    const int blocks = column_blocks(vectors_) + column_blocks(ceil_div(e_, kLanes));
-    prefetcher_.start(next.count, 3 * kBlockRows<2> / blocks + 1);
+    // All during the scores: what is fetched later may come too late.
+    prefetcher_.start(next.count, 3 * kBlockRows<2> / column_blocks(vectors_) + 1);
     for (int part = 0; part < 3; ++part)
       prefetcher_.add(qkv(head, part), next.qkv, sizeof(T), e_ * sizeof(T));
   }

@@ -1,4 +1,4 @@
-// Fetches the rows that the next window and head will read, a few during each product of this one.
+// Fetches the rows that this head of the next window will read, a few during each product.
 #pragma once
 
 #include "cpu_products.h"

@@ -78,10 +78,11 @@ class VectorTile {
   // finish(t, acc) takes the blocks acc[R][C] of keys t, t + 1, ...
   template <int C, class Finish>
   void key_products(const float* a, const float* b, Finish finish) {
-    for_row_blocks<kBlockRows<C>>(count_, [&](int t, auto rows) {
+    const int words = words_, stride = stride_, steps = ceil_div<int>(e_, Arith::kPerWord);
+    for_row_blocks<kBlockRows<C>>(count_, [&](int t, auto rows) __attribute__((always_inline)) {
       F acc[decltype(rows)::value][C] = {};
-      multiply<Arith, Walk::kAlongRow>(acc, a + t * words_, words_, b, stride_,
-                                       ceil_div<int>(e_, Arith::kPerWord), prefetcher_.next());
+      multiply<Arith, Walk::kAlongRow>(acc, a + t * words, words, b, stride, steps,
+                                       prefetcher_.next());
       finish(t, acc);
     });
   }
@@ -104,21 +105,23 @@ class VectorTile {
   template <Walk kWalk>
   __attribute__((noinline)) void channel_products(const float* a, ptrdiff_t a_step, const float* b,
                                                   const float* factors, Rows<Element> out) {
-    const int steps = ceil_div(count_, Arith::kPerWord);
+    const int e = e_, count = count_, columns = columns_;  // stores of vectors might change members
+    const int steps = ceil_div(count, Arith::kPerWord);
     const bool streaming = streams(out);
-    for_column_blocks(ceil_div(e_, kLanes), [&](int vector, auto width) {
+    for_column_blocks(ceil_div(e, kLanes), [&](int vector,
+                                               auto width) __attribute__((always_inline)) {
       constexpr int C = decltype(width)::value;
-      for_row_blocks<kBlockRows<C>>(count_, [&](int i, auto rows) {
+      for_row_blocks<kBlockRows<C>>(count, [&](int i, auto rows) __attribute__((always_inline)) {
         constexpr int R = decltype(rows)::value;
         F acc[R][C] = {};
         multiply<Arith, kWalk>(acc, a + (kWalk == Walk::kAlongRow ? i * a_step : i), a_step,
-                               b + vector * kLanes, columns_, steps, prefetcher_.next());
+                               b + vector * kLanes, columns, steps, prefetcher_.next());
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r) {
           const F factor = broadcast(factors[i + r]);
 #pragma GCC unroll 4
           for (int j = 0; j < C; ++j) acc[r][j] = acc[r][j] * factor;
-          store_row(out[i + r] + vector * kLanes, acc[r], e_ - vector * kLanes, streaming);
+          store_row(out[i + r] + vector * kLanes, acc[r], e - vector * kLanes, streaming);
         }
       });
     });

@@ -34,10 +34,10 @@ struct Tokens {
   void fill(int64_t* offsets, const int64_t* stride) const {
     const int64_t first = window.image * stride[0] + window.row * stride[1] +
                           window.col * stride[2] + window.branch * stride[3];
+    const int64_t row_step = window.dilation * stride[1], col_step = window.dilation * stride[2];
     int64_t* next = offsets;
     for (int a = 0; a < window.rows; ++a)
-      for (int b = 0; b < window.cols; ++b)
-        *next++ = first + window.dilation * (a * stride[1] + b * stride[2]);
+      for (int b = 0; b < window.cols; ++b) *next++ = first + a * row_step + b * col_step;
     for (int i = 0; i < kOverrun; ++i) next[i] = next[-1];
   }
 };
