@@ -197,8 +197,8 @@ std::tuple<Tensor, Tensor> backward_cuda(Tensor grad_out, Tensor qkv, std::optio
       grad_out, qkv, bias, out, lse, dilations, window, scale, need_qkv, need_bias,
       [](const AtrousAttentionParams& p) { return hk_atrous_attention_workspace_bytes(&p); },
       [&](const AtrousAttentionParams& p) {
-        launch_on_device_of(
-            kOp, qkv, [&](void* stream) { return hk_atrous_attention_backward(&p, stream); });
+        launch_on_device_of(kOp, qkv,
+                            [&](void* stream) { return hk_atrous_attention_backward(&p, stream); });
       });
 }
 

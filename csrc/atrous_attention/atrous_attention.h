@@ -13,24 +13,24 @@
 namespace hybrid {
 
 struct AtrousAttentionParams {
-  DType dtype;             // of qkv, out and their gradients
-  int64_t B, H, W;         // images, rows, columns; none is zero when a launcher is called
-  int32_t n, h, e, P;      // branches, heads, head width, window side
+  DType dtype;         // of qkv, out and their gradients
+  int64_t B, H, W;     // images, rows, columns; none is zero when a launcher is called
+  int32_t n, h, e, P;  // branches, heads, head width, window side
   int32_t dilations[kMaxBranches];
   double scale;
 
-  const void* qkv;         // (B, H, W, n, 3, h, e), last stride 1
-  int64_t qkv_stride[6];   // in elements, of the six leading dimensions
-  const void* bias;        // (n, (2P-1)^2, h) contiguous float32 (float64 beside float64); or null
-  void* out;               // (B, H, W, n, h, e) contiguous; read only in the backward
-  void* lse;               // (B, H, W, n, h) contiguous float32 (float64); natural logarithm
+  const void* qkv;        // (B, H, W, n, 3, h, e), last stride 1
+  int64_t qkv_stride[6];  // in elements, of the six leading dimensions
+  const void* bias;       // (n, (2P-1)^2, h) contiguous float32 (float64 beside float64); or null
+  void* out;              // (B, H, W, n, h, e) contiguous; read only in the backward
+  void* lse;              // (B, H, W, n, h) contiguous float32 (float64); natural logarithm
 
   // Backward only.
-  const void* grad_out;    // (B, H, W, n, h, e), last stride 1
+  const void* grad_out;  // (B, H, W, n, h, e), last stride 1
   int64_t grad_out_stride[5];
-  void* grad_qkv;          // (B, H, W, n, 3, h, e) contiguous; null when not asked for
-  void* grad_bias;         // like bias; null when not asked for
-  void* workspace;         // per-chunk (CPU) or per-block (CUDA) partial sums of grad_bias
+  void* grad_qkv;   // (B, H, W, n, 3, h, e) contiguous; null when not asked for
+  void* grad_bias;  // like bias; null when not asked for
+  void* workspace;  // per-chunk (CPU) or per-block (CUDA) partial sums of grad_bias
 };
 
 // CPU. A launch is cut into chunks() pieces of whole windows; the cut depends on the shape alone,
@@ -41,7 +41,7 @@ struct AtrousAttentionCpu {
   int64_t (*workspace_bytes)(const AtrousAttentionParams&);  // of the backward; 0 without grad_bias
   void (*forward)(const AtrousAttentionParams&, int64_t chunk_begin, int64_t chunk_end);
   void (*backward)(const AtrousAttentionParams&, int64_t chunk_begin, int64_t chunk_end);
-  void (*reduce_bias)(const AtrousAttentionParams&);         // after the backward: workspace -> grad_bias
+  void (*reduce_bias)(const AtrousAttentionParams&);  // after the backward: workspace -> grad_bias
 };
 
 }  // namespace hybrid

@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "large_alloc.h"
 #include "types.h"
 
 namespace hybrid {
@@ -43,11 +44,16 @@ inline std::string shape_text(const Tensor& t) { return tuple_text(t.sizes()); }
 
 inline const char* dtype_text(ScalarType type) {
   switch (type) {
-    case ScalarType::Float: return "float32";
-    case ScalarType::Double: return "float64";
-    case ScalarType::BFloat16: return "bfloat16";
-    case ScalarType::Half: return "float16";
-    default: return "a dtype that is no floating point type";
+    case ScalarType::Float:
+      return "float32";
+    case ScalarType::Double:
+      return "float64";
+    case ScalarType::BFloat16:
+      return "bfloat16";
+    case ScalarType::Half:
+      return "float16";
+    default:
+      return "a dtype that is no floating point type";
   }
 }
 
@@ -58,11 +64,16 @@ inline std::string device_text(const Tensor& t) {
 
 inline DType dtype_of(const char* op, const char* name, const Tensor& t) {
   switch (t.scalar_type()) {
-    case ScalarType::Float: return DType::f32;
-    case ScalarType::Double: return DType::f64;
-    case ScalarType::BFloat16: return DType::bf16;
-    case ScalarType::Half: return DType::f16;
-    default: break;
+    case ScalarType::Float:
+      return DType::f32;
+    case ScalarType::Double:
+      return DType::f64;
+    case ScalarType::BFloat16:
+      return DType::bf16;
+    case ScalarType::Half:
+      return DType::f16;
+    default:
+      break;
   }
   check(false, op, ": ", name, " has ", dtype_text(t.scalar_type()),
         "; expected float32, bfloat16, float16 or (on CPU) float64");
@@ -72,6 +83,11 @@ inline DType dtype_of(const char* op, const char* name, const Tensor& t) {
 // The dtype of parameters, statistics and sums that belong to data of type `data`.
 inline ScalarType accumulate_type(ScalarType data) {
   return data == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+inline size_t element_bytes(ScalarType type) {
+  if (type == ScalarType::Double) return 8;
+  return type == ScalarType::Float ? 4 : 2;
 }
 
 inline void check_shape(const char* op, const char* name, const Tensor& t,
@@ -106,9 +122,15 @@ void copy_strides(const Tensor& t, int64_t (&strides)[N]) {
   for (size_t i = 0; i < N; ++i) strides[i] = t.stride(static_cast<int64_t>(i));
 }
 
+// An uninitialised tensor on `like`'s device. Large ones on the CPU ask for huge pages before the
+// kernel's threads write them: the page faults of a fresh gradient can cost more than the kernel.
 inline Tensor empty_like_type(const Tensor& like, const std::vector<int64_t>& sizes,
                               ScalarType type) {
-  return torch::stable::new_empty(like, sizes, type);
+  constexpr size_t kLarge = size_t{4} << 20;
+  Tensor t = torch::stable::new_empty(like, sizes, type);
+  const size_t bytes = static_cast<size_t>(t.numel()) * element_bytes(type);
+  if (t.is_cpu() && bytes >= kLarge) advise_huge_pages(t.mutable_data_ptr(), bytes);
+  return t;
 }
 
 }  // namespace hybrid
