@@ -1,0 +1,264 @@
+"""What a benchmark of an op declares, and how it is run: see bench_atrous_partition.py for one."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils.flop_counter import FlopCounterMode
+
+from bench.roofline import Limits, Work, limit_contestants, limits_from
+from bench.timing import (
+    BACKWARD,
+    BOTH,
+    FORWARD,
+    PHASES,
+    Call,
+    Contestant,
+    Graphed,
+    interleave,
+    median_faults,
+    median_ms,
+    quartiles_ms,
+)
+from hybrid_kernels.measure import Sample, clock_for
+from hybrid_kernels.samples import Maker
+
+FUSED, EAGER, COMPILE = "fused", "eager", "compile"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+CUDA_BATCHES = 8
+# Largest difference from the float32 reference, relative to its largest value: enough to tell a
+# wrong formulation from a rounded one. The accuracy of kernels is proved by the tests.
+AGREEMENT = {torch.float32: 1e-4, torch.bfloat16: 6e-2, torch.float16: 1e-2}
+
+
+@dataclass(frozen=True)
+class Case:
+    """Inputs to measure on.
+
+    Args:
+        name: Unique among the cases of an op.
+        group: Cases of a group share a geometric mean.
+        build: Arguments of the functions, from a `Maker`.
+        with_compile: Whether torch.compile is among the baselines: it takes 10 s per dtype.
+        quick: Part of a quick run.
+    """
+
+    name: str
+    group: str
+    build: Callable[[Maker], tuple]
+    with_compile: bool = True
+    quick: bool = False
+
+
+@dataclass(frozen=True)
+class OpBench:
+    """An op, its baselines and its cases. All functions take a case's arguments.
+
+    Args:
+        op: Name of the op, and of the files of results.
+        fused: Ours.
+        eager: The reference; torch.compile of it is added.
+        cases: What to measure on.
+        min_bytes: Least traffic, from the arguments: {"forward": bytes, "backward": bytes}.
+        baselines: Further formulations by name, for any device.
+        cuda_baselines: The same for GPUs only.
+    """
+
+    op: str
+    fused: Callable[..., Tensor]
+    eager: Callable[..., Tensor]
+    cases: Sequence[Case]
+    min_bytes: Callable[..., dict[str, int]]
+    baselines: dict[str, Callable[..., Tensor]] = field(default_factory=dict)
+    cuda_baselines: dict[str, Callable[..., Tensor]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run: set on the command line, see `bench.main`."""
+
+    device: str = "cpu"
+    dtypes: tuple[str, ...] = ("float32", "bfloat16")
+    quick: bool = False
+    compile: bool = True
+    graphs: bool = False  # also launched from CUDA graphs
+    budget_s: float = 4.0  # of timed rounds, per case and dtype
+    only: str = ""  # cases whose name contains this
+
+    @property
+    def rounds(self) -> tuple[int, int]:
+        return (3, 5) if self.quick else (5, 40)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of results: a case, dtype, phase and way of launching, all contestants."""
+
+    op: str
+    case: str
+    group: str
+    dtype: str
+    phase: str
+    launch: str  # "eager" or "graph"
+    inputs: str  # shapes of the tensors
+    rounds: int
+    ms: dict[str, float]  # medians by contestant
+    fused_quartiles_ms: tuple[float, float]
+    best_baseline: str
+    speedup: float  # over the best baseline
+    roofline_ms: float
+    bound: str  # "memory" or "compute"
+    percent_of_roofline: float
+    percent_of_copy: float  # of the bandwidth of a plain copy, counting the least bytes
+    peak_mb: dict[str, float]
+    page_faults: dict[str, int]
+    min_bytes: int
+    flops: int
+    copy_gb_per_s: float
+    gemm_gflop_per_s: float
+
+
+def select_cases(bench: OpBench, options: Options) -> list[Case]:
+    return [
+        case
+        for case in bench.cases
+        if options.only in case.name and (case.quick or not options.quick)
+    ]
+
+
+def measure_case(bench: OpBench, case: Case, dtype: str, options: Options) -> list[Row]:
+    """Rows of one case in one dtype, every phase.
+
+    Raises:
+        RuntimeError: A baseline or the op disagrees with the reference.
+    """
+    torch._dynamo.reset()
+    clock = clock_for(options.device)
+    functions = _functions(bench, case, options)
+    args = _inputs(case, DTYPES[dtype], options.device)
+    calls = _agreeing_calls(functions, args, case, options.device)
+    limits = limit_contestants(options.device, DTYPES[dtype])
+    work = count_work(bench, args)
+    peaks = {call.name: call.peaks(clock) for call in calls}
+    launches: dict[str, list[Contestant]] = {"eager": calls}
+    if options.graphs:
+        launches["graph"] = [Graphed(call) for call in calls]
+    rows = []
+    for launch, contestants in launches.items():
+        everyone = [*limits, *contestants]
+        samples = interleave(everyone, clock, options.budget_s, options.rounds)
+        measured = limits_from(limits, samples)
+        head = dict(op=bench.op, case=case.name, group=case.group, dtype=dtype, launch=launch)
+        head["inputs"] = ", ".join("x".join(map(str, x.shape)) for x in _leaves(args))
+        timed = {call.name: samples[call.name] for call in contestants}
+        rows += list(_rows(head, timed, peaks, work, measured))
+    return rows
+
+
+def count_work(bench: OpBench, args: tuple) -> dict[str, Work]:
+    """Least bytes, as the op declares, and FLOPs, as its formula counts, of every phase."""
+    with FlopCounterMode(display=False) as counter:
+        out = bench.fused(*args)
+        forward = counter.get_total_flops()
+        torch.autograd.grad(out, _leaves(args), torch.ones_like(out))
+        backward = counter.get_total_flops() - forward
+    traffic = bench.min_bytes(*args)
+    return {
+        FORWARD: Work(traffic[FORWARD], forward),
+        BACKWARD: Work(traffic[BACKWARD], backward),
+        BOTH: Work(traffic[FORWARD] + traffic[BACKWARD], forward + backward),
+    }
+
+
+def tensor_bytes(*tensors: Tensor) -> int:
+    """Sum of the sizes of tensors, for `OpBench.min_bytes`."""
+    return sum(x.numel() * x.element_size() for x in tensors)
+
+
+def sized_for(device: torch.device, batch: int, *rest: int) -> tuple[int, ...]:
+    """A shape whose batch gives the device enough to do."""
+    return (batch * CUDA_BATCHES if device.type == "cuda" else batch), *rest
+
+
+def _functions(bench: OpBench, case: Case, options: Options) -> dict[str, Callable[..., Tensor]]:
+    functions = {FUSED: bench.fused, EAGER: bench.eager}
+    if options.compile and case.with_compile:
+        functions[COMPILE] = torch.compile(bench.eager, dynamic=False, fullgraph=True)
+    functions |= bench.baselines
+    if options.device == "cuda":
+        functions |= bench.cuda_baselines
+    return functions
+
+
+def _inputs(case: Case, dtype: torch.dtype, device: str) -> tuple:
+    args = case.build(Maker(dtype, device))
+    return pytree.tree_map_only(Tensor, lambda x: x.detach().requires_grad_(), args)
+
+
+def _leaves(args: tuple) -> list[Tensor]:
+    return [x for x in pytree.tree_leaves(args) if isinstance(x, Tensor)]
+
+
+def _agreeing_calls(
+    functions: dict[str, Callable[..., Tensor]], args: tuple, case: Case, device: str
+) -> list[Call]:
+    """A contestant for each function, once its output and gradients are known to be right."""
+    wide = pytree.tree_map_only(Tensor, lambda x: x.detach().float().requires_grad_(), args)
+    truth_out = functions[EAGER](*wide)
+    generator = torch.Generator(device).manual_seed(1)
+    grad = torch.randn(truth_out.shape, generator=generator, device=device)
+    dtype = _leaves(args)[0].dtype
+    grad = grad.to(dtype)
+    truth = [truth_out.detach(), *torch.autograd.grad(truth_out, _leaves(wide), grad.float())]
+    calls = []
+    for name, function in functions.items():
+        call = Call(name, function, args, grad)
+        out = call.forward()
+        values = [call.infer(), *call.backward(out)]
+        for value, expected in zip(values, truth, strict=True):
+            limit = AGREEMENT[dtype] * expected.abs().max().item()
+            error = (value.float() - expected).abs().max().item()
+            if not error <= limit:
+                raise RuntimeError(
+                    f"{name} disagrees with the reference on {case.name} in {dtype}: largest "
+                    f"difference {error:.3g}, allowed {limit:.3g}; nothing was measured"
+                )
+        calls.append(call)
+    return calls
+
+
+def _rows(
+    head: dict[str, str],
+    samples: dict[str, dict[str, list[Sample]]],
+    peaks: dict[str, dict[str, int]],
+    work: dict[str, Work],
+    limits: Limits,
+) -> Iterator[Row]:
+    for phase in PHASES:
+        timed = {name: phases[phase] for name, phases in samples.items() if phase in phases}
+        if not timed:  # a CUDA graph holds no backward alone
+            continue
+        ms = {name: median_ms(values) for name, values in timed.items()}
+        best = min((name for name in ms if name != FUSED), key=ms.__getitem__)
+        roofline = limits.roofline_ms(work[phase])
+        yield Row(
+            **head,
+            phase=phase,
+            rounds=len(timed[FUSED]),
+            ms=ms,
+            fused_quartiles_ms=quartiles_ms(timed[FUSED]),
+            best_baseline=best,
+            speedup=ms[best] / ms[FUSED],
+            roofline_ms=roofline,
+            bound=limits.bound(work[phase]),
+            percent_of_roofline=100 * roofline / ms[FUSED],
+            percent_of_copy=100 * limits.memory_ms(work[phase]) / ms[FUSED],
+            peak_mb={name: peaks[name][phase] / 1e6 for name in timed},
+            page_faults={name: median_faults(values) for name, values in timed.items()},
+            min_bytes=work[phase].bytes,
+            flops=work[phase].flops,
+            copy_gb_per_s=limits.bytes_per_s / 1e9,
+            gemm_gflop_per_s=limits.flops_per_s / 1e9,
+        )

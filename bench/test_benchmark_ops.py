@@ -1,0 +1,55 @@
+"""pytest-benchmark entry points: the quick cases of every op, for regression tracking.
+
+    python -m pytest bench --benchmark-compare
+
+Times that count, with baselines and roofline, come from bench_<op>.py.
+"""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from bench import bench_atrous_attention, bench_atrous_partition, bench_gated_fuse
+from bench.main import default_device
+from bench.op_bench import DTYPES, Case, OpBench
+from bench.timing import Call
+from hybrid_kernels.samples import Maker
+
+BENCHES = [
+    module.BENCH for module in (bench_atrous_attention, bench_atrous_partition, bench_gated_fuse)
+]
+CASES = [
+    pytest.param(bench, case, id=f"{bench.op}-{case.name}")
+    for bench in BENCHES
+    for case in bench.cases
+    if case.quick
+]
+
+
+@pytest.fixture(params=["float32", "bfloat16"])
+def call(request: pytest.FixtureRequest, bench: OpBench, case: Case) -> Call:
+    args = case.build(Maker(DTYPES[request.param], default_device()))
+    args = pytree.tree_map_only(Tensor, lambda x: x.requires_grad_(), args)
+    return Call(bench.op, bench.fused, args, torch.ones_like(bench.fused(*args)))
+
+
+def synchronised(function):
+    """The function, waiting for a GPU where there is one."""
+
+    def run():
+        function()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+    return run
+
+
+@pytest.mark.parametrize(("bench", "case"), CASES)
+def test_forward(benchmark, call):
+    benchmark(synchronised(call.infer))
+
+
+@pytest.mark.parametrize(("bench", "case"), CASES)
+def test_forward_and_backward(benchmark, call):
+    benchmark(synchronised(call.train))
