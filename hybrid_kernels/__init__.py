@@ -3,9 +3,17 @@
 import os
 
 from .backends import get_backend, set_backend, use_backend
-from .ops import atrous_attention
+from .ops import atrous_attention, atrous_merge, atrous_partition, gated_fuse
 
 __version__ = "0.1.0"
-__all__ = ["atrous_attention", "get_backend", "set_backend", "use_backend"]
+__all__ = [
+    "atrous_attention",
+    "atrous_merge",
+    "atrous_partition",
+    "gated_fuse",
+    "get_backend",
+    "set_backend",
+    "use_backend",
+]
 
 set_backend(os.environ.get("HYBRID_KERNELS_BACKEND", "auto"))

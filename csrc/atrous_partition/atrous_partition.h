@@ -6,27 +6,27 @@
 // merge: the inverse; slots outside the map are dropped.
 #pragma once
 
+#include "../common/cpu_isa.h"
 #include "../common/types.h"
 
 namespace hybrid {
 
 struct AtrousPartitionParams {
-  int32_t element_size;      // bytes: 2, 4 or 8; values are only copied
+  int32_t element_size;  // bytes: 2, 4 or 8; values are only copied
   int64_t B, H, W, C;
   int64_t P, d, nu, nv;
-  void* map;                 // (B, H, W, C), any strides; read by partition, written by merge
-  int64_t map_stride[4];     // in elements
-  void* windows;             // (B, d*d*nu*nv, P*P, C); written by partition, read by merge
+  void* map;              // (B, H, W, C), any strides; read by partition, written by merge
+  int64_t map_stride[4];  // in elements
+  void* windows;          // (B, d*d*nu*nv, P*P, C); written by partition, read by merge
   int64_t windows_stride[4];
-  uint64_t fill;             // the bits of one element
+  uint64_t fill;  // the bits of one element
 };
 
+// CPU kernels. Items are windows times images: B*d*d*nu*nv of them.
 struct AtrousPartitionCpu {
-  // Items are windows times images: B*d*d*nu*nv of them.
   void (*partition)(const AtrousPartitionParams&, int64_t begin, int64_t end);
   void (*merge)(const AtrousPartitionParams&, int64_t begin, int64_t end);
 };
-const AtrousPartitionCpu& atrous_partition_cpu();
 
 }  // namespace hybrid
 

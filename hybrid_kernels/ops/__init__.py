@@ -1,5 +1,7 @@
 """The ops: one file each, its public function first."""
 
 from .atrous_attention import atrous_attention
+from .atrous_partition import atrous_merge, atrous_partition
+from .gated_fuse import gated_fuse
 
-__all__ = ["atrous_attention"]
+__all__ = ["atrous_attention", "atrous_merge", "atrous_partition", "gated_fuse"]

@@ -1,8 +1,10 @@
 """One call registers what an op has in Python: shapes, gradient, autocast rule, FLOPs, backends."""
 
+import functools
 from collections.abc import Callable, Sequence
 
 import torch
+from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import register_flop_formula
 
 from .. import backends
@@ -20,6 +22,7 @@ def register(
     setup_context: Callable | None = None,
     backward: Callable | None = None,
     autocast: Sequence[str] = (),
+    autocast_widest: Sequence[str] = (),
     flops: Callable | None = None,
 ) -> None:
     """Register the Python half of ``torch.ops.hybrid.<name>``, whose schema C++ has defined.
@@ -33,6 +36,7 @@ def register(
         setup_context: Saves what ``backward`` needs.
         backward: Gradients; ``None`` for an op without a derivative, which then says so.
         autocast: Arguments cast to autocast's dtype. The others keep theirs.
+        autocast_widest: Arguments cast, under autocast, to the widest dtype among them.
         flops: Floating point operations from the arguments, for ``FlopCounterMode``.
     """
 
@@ -46,8 +50,8 @@ def register(
         qualified, backward or _no_derivative(name), setup_context=setup_context
     )
     packet = getattr(torch.ops.hybrid, name)
-    if autocast:
-        _register_autocast(name, packet.default, tuple(autocast))
+    if autocast or autocast_widest:
+        _register_autocast(name, packet.default, tuple(autocast), tuple(autocast_widest))
     if flops:
         register_flop_formula(packet, get_raw=True)(flops)
     backends.add_op(name, module, check)
@@ -69,20 +73,20 @@ def _no_derivative(name: str) -> Callable:
     return backward
 
 
-def _register_autocast(name: str, op: torch._ops.OpOverload, cast: tuple[str, ...]) -> None:
+def _register_autocast(
+    name: str, op: torch._ops.OpOverload, cast: tuple[str, ...], widest: tuple[str, ...]
+) -> None:
     names = [argument.name for argument in op._schema.arguments]
     for device_type, key in AUTOCAST_KEYS.items():
         keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
 
         def kernel(*args, device_type=device_type, keys=keys):
+            given = dict(zip(names, args, strict=False))
             dtype = torch.get_autocast_dtype(device_type)
+            given |= {arg: _lower(given[arg], dtype) for arg in cast}
+            given |= _widened({arg: given[arg] for arg in widest})
             with torch._C._ExcludeDispatchKeyGuard(keys):
-                return op(
-                    *(
-                        _lower(value, dtype) if arg in cast else value
-                        for arg, value in zip(names, args, strict=False)
-                    )
-                )
+                return op(*given.values())
 
         _library.impl(name, kernel, key)
 
@@ -92,3 +96,12 @@ def _lower(value, dtype: torch.dtype):
         return [_lower(item, dtype) for item in value]
     is_wide = value.is_floating_point() and value.dtype != torch.float64
     return value.to(dtype) if is_wide else value
+
+
+def _widened(values: dict) -> dict:
+    """Tensors and lists of tensors, all in the widest floating dtype among them."""
+    tensors = pytree.tree_leaves(values)
+    if not tensors or not all(t.is_floating_point() for t in tensors):
+        return values  # the op's check says what is wrong
+    dtype = functools.reduce(torch.promote_types, (t.dtype for t in tensors))
+    return pytree.tree_map(lambda t: t.to(dtype), values)

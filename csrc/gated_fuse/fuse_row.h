@@ -1,0 +1,229 @@
+// gated_fuse along a row of pixels: everything between the loads and the stores of one vector of
+// channels stays in registers, and every map is read or written once.
+#pragma once
+
+#include "../common/simd.h"
+#include "gated_fuse.h"
+
+namespace hybrid {
+namespace HYBRID_ISA {
+namespace {
+
+// What arithmetic on elements of T runs in: Scalar by itself, kCount of them as Vector.
+template <class T>
+struct Arithmetic {
+  using Scalar = float;
+  using Vector = F;
+  static constexpr int kCount = kLanes;
+};
+
+// float64 is there for checking gradients: plain code will do.
+template <>
+struct Arithmetic<double> {
+  using Scalar = double;
+  using Vector = double;
+  static constexpr int kCount = 1;
+};
+
+// e^x for x <= 0, to about one ulp; what lies below e^-87 becomes that. With n the integer nearest to
+// x log2(e), e^x = 2^n 2^f. The fused product gives f without the rounding error of x log2(e), which
+// would grow with x. 2^f by a polynomial of degree 5 on [-1/2, 1/2].
+inline F exp_nonpositive(F x) {
+  const F log2e = broadcast(1.44269504f);
+  const F magic = broadcast(0x1.8p23f + 127);  // its sum has n + 127 in the lowest bits
+  x = max(broadcast(-87.f), x);
+  const F shifted = fma(x, log2e, magic), f = fma(x, log2e, magic - shifted);
+  F p = broadcast(1.327645183e-03f);
+  p = fma(p, f, broadcast(9.675541173e-03f));
+  p = fma(p, f, broadcast(5.550713336e-02f));
+  p = fma(p, f, broadcast(2.402211973e-01f));
+  p = fma(p, f, broadcast(6.931469670e-01f));
+  p = fma(p, f, broadcast(1.000000072f));
+  return p * as_float(as_int(shifted) << 23);
+}
+
+inline double exp_nonpositive(double x) { return __builtin_exp(x); }
+inline double broadcast(double x) { return x; }
+inline double fma(double a, double b, double c) { return a * b + c; }
+inline double max(double a, double b) { return a > b ? a : b; }
+inline double load(const double* p) { return *p; }
+inline double load_first(const double* p, int) { return *p; }
+inline void store(double* p, double v) { *p = v; }
+inline void store_first(double* p, double v, int) { *p = v; }
+inline void stream_one(double* p, double v) { *p = v; }
+
+// The first pixel of a row in some map, and the way to the next pixel.
+template <class T>
+struct Pixels {
+  T* first;
+  int64_t step;
+};
+
+// One row of all maps, and the parameters of its image. Null is what is not there or not asked for.
+template <class T>
+struct Row {
+  using Scalar = typename Arithmetic<T>::Scalar;
+
+  int64_t pixels, C;
+  int n;
+  bool residual;
+  bool streams;                 // results are written past the caches
+  const Scalar *weight, *bias;  // (n, C)
+  const Scalar* scale;          // (n, scale_channels)
+  int64_t scale_channels;       // C or 1
+  Pixels<const T> x, m[kMaxBranches];
+  Pixels<T> y;
+
+  // Backward only.
+  Pixels<const T> grad;
+  Pixels<T> grad_x, grad_m[kMaxBranches];
+  Scalar *sum_weight, *sum_bias, *sum_scale;  // (n, sum_stride): sums over pixels, to be added to
+  int64_t sum_stride;                         // C rounded up to whole vectors
+};
+
+// For N branches; for any number of them if N is 0. Without a gate all branches weigh 1/n.
+template <class T, int N, bool kGated>
+class RowKernel {
+  using Scalar = typename Arithmetic<T>::Scalar;
+  using V = typename Arithmetic<T>::Vector;
+  static constexpr int kCount = Arithmetic<T>::kCount;
+  static constexpr int kMax = N ? N : kMaxBranches;
+
+ public:
+  explicit RowKernel(const Row<T>& row) : r_(row), n_(N ? N : row.n) {}
+
+  void forward() const {
+    for_each_vector([&](int64_t pixel, int64_t c, auto lanes) __attribute__((always_inline)) {
+      const V x = kGated || r_.residual ? load_at(r_.x, pixel, c, lanes) : constant(0);
+      V g[kMax] = {}, y = r_.residual ? x : constant(0);
+      compute_gates(g, x, c, lanes);
+#pragma GCC unroll 8
+      for (int k = 0; k < n_; ++k)
+        y = fma(g[k] * scale(k, c, lanes), load_at(r_.m[k], pixel, c, lanes), y);
+      store_at(r_.y, pixel, c, lanes, y);
+    });
+  }
+
+  void backward() const {
+    const bool needs_logits = kGated && (r_.grad_x.first || r_.sum_weight);
+    const bool needs_m = needs_logits || r_.sum_scale;
+    for_each_vector([&](int64_t pixel, int64_t c, auto lanes) __attribute__((always_inline)) {
+      const V x = kGated ? load_at(r_.x, pixel, c, lanes) : constant(0);
+      const V dy = load_at(r_.grad, pixel, c, lanes);
+      V g[kMax] = {}, t[kMax] = {}, mean = constant(0);
+      compute_gates(g, x, c, lanes);
+#pragma GCC unroll 8
+      for (int k = 0; k < n_; ++k) {
+        const V scaled = dy * scale(k, c, lanes);
+        if (r_.grad_m[k].first) store_at(r_.grad_m[k], pixel, c, lanes, g[k] * scaled);
+        if (!needs_m) continue;
+        const V m = load_at(r_.m[k], pixel, c, lanes);
+        if (r_.sum_scale) add(r_.sum_scale, k, c, dy * g[k], m);
+        t[k] = scaled * m;
+        mean = fma(g[k], t[k], mean);
+      }
+      V dx = r_.residual ? dy : constant(0);
+      if (needs_logits) {
+#pragma GCC unroll 8
+        for (int k = 0; k < n_; ++k) {
+          const V dl = g[k] * (t[k] - mean);
+          dx = fma(parameter(r_.weight, k, c, lanes), dl, dx);
+          if (!r_.sum_weight) continue;
+          add(r_.sum_weight, k, c, dl, x);
+          add(r_.sum_bias, k, c, dl, constant(1));
+        }
+      }
+      if (r_.grad_x.first) store_at(r_.grad_x, pixel, c, lanes, dx);
+    });
+  }
+
+ private:
+  struct All {};
+  struct First {
+    int count;
+  };
+
+  // body(pixel, channel, lanes) for every vector of channels of every pixel.
+  template <class Body>
+  void for_each_vector(const Body& body) const {
+    const int64_t whole = r_.C / kCount * kCount;
+    const First rest{static_cast<int>(r_.C - whole)};
+    for (int64_t pixel = 0; pixel < r_.pixels; ++pixel) {
+      for (int64_t c = 0; c < whole; c += kCount) body(pixel, c, All{});
+      if (rest.count) body(pixel, whole, rest);
+    }
+  }
+
+  template <class Which>
+  void compute_gates(V (&g)[kMax], V x, int64_t c, Which lanes) const {
+    if (!kGated) {
+      for (int k = 0; k < kMax; ++k) g[k] = constant(Scalar(1) / n_);
+      return;
+    }
+    const auto logit = [&](int k) {
+      return fma(parameter(r_.weight, k, c, lanes), x, parameter(r_.bias, k, c, lanes));
+    };
+    V largest = g[0] = logit(0), sum = constant(0);
+#pragma GCC unroll 8
+    for (int k = 1; k < n_; ++k) {
+      g[k] = logit(k);
+      largest = max(largest, g[k]);
+    }
+#pragma GCC unroll 8
+    for (int k = 0; k < n_; ++k) {
+      g[k] = exp_nonpositive(g[k] - largest);
+      sum = sum + g[k];
+    }
+    const V share = constant(1) / sum;
+#pragma GCC unroll 8
+    for (int k = 0; k < n_; ++k) g[k] = g[k] * share;
+  }
+
+  static V constant(Scalar x) { return broadcast(x); }
+
+  template <class Which>
+  V scale(int k, int64_t c, Which lanes) const {
+    if (!r_.scale) return constant(1);
+    return r_.scale_channels == 1 ? constant(r_.scale[k]) : parameter(r_.scale, k, c, lanes);
+  }
+
+  template <class Which>
+  V parameter(const Scalar* p, int k, int64_t c, Which lanes) const {
+    return load_lanes(p + k * r_.C + c, lanes);
+  }
+
+  template <class Which>
+  static V load_at(const Pixels<const T>& map, int64_t pixel, int64_t c, Which lanes) {
+    return load_lanes(map.first + pixel * map.step + c, lanes);
+  }
+  template <class E>
+  static V load_lanes(const E* from, All) {
+    return load(from);
+  }
+  template <class E>
+  static V load_lanes(const E* from, First lanes) {
+    return load_first(from, lanes.count);
+  }
+
+  void store_at(const Pixels<T>& map, int64_t pixel, int64_t c, All, V v) const {
+    T* to = map.first + pixel * map.step + c;
+    return r_.streams ? stream_one(to, v) : store(to, v);
+  }
+  void store_at(const Pixels<T>& map, int64_t pixel, int64_t c, First lanes, V v) const {
+    store_first(map.first + pixel * map.step + c, v, lanes.count);
+  }
+
+  // Adds a b to the sums. Their rows end in whole vectors: idle lanes have a place too.
+  void add(Scalar* sums, int k, int64_t c, V a, V b) const {
+    Scalar* to = sums + k * r_.sum_stride + c;
+    store(to, fma(a, b, load(to)));
+  }
+
+  // By value: no store can alias what nobody else points to, so it is not loaded again after each.
+  const Row<T> r_;
+  const int n_;
+};
+
+}  // namespace
+}  // namespace HYBRID_ISA
+}  // namespace hybrid
