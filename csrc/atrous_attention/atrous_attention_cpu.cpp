@@ -1,4 +1,4 @@
-// Atrous window attention on the CPU: chunks of windows to tiles. Compiled once per instruction set.
+// Atrous window attention on the CPU: chunks of windows to tiles. Compiled per instruction set.
 #include <utility>
 
 #include "cpu_backward_tile.h"

@@ -188,7 +188,8 @@ class BackwardTile : ScoreGrads<Arith> {
   void operator()(const Tokens& tokens, int head, const Tokens& next) {
     this->begin(tokens, head);
     if (p_.grad_bias) this->bias_grad_panels_ = this->grad_bias_.find(tokens.window.cols, head);
-    start_prefetch(next, head);
+    // The very next rows: a whole window of them, for all heads, would not stay in the cache.
+    head + 1 < p_.h ? start_prefetch(tokens, head + 1) : start_prefetch(next, 0);
     pack(head);
     statistics(head);
     this->probabilities();

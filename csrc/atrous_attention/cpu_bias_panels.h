@@ -6,8 +6,8 @@
 // the run of key (a_t, b_t) starts there at a = -a_t. So cols * (2P - 1) * cols floats serve where
 // the expanded table takes (P cols)^2, and both live in the first-level cache.
 //
-// A query that has no lane of its own (cpu_vector_tile.h) is the last one of a full P x P window. What it
-// needs lies behind the panels: its bias to every key.
+// A query that has no lane of its own (cpu_vector_tile.h) is the last one of a full P x P window.
+// What it needs lies behind the panels: its bias to every key.
 #pragma once
 
 #include "../common/aligned_buffer.h"

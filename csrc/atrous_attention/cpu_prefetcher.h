@@ -1,4 +1,4 @@
-// Fetches the rows that this head of the next window will read, a few during each product.
+// Fetches the rows that a head or window to come will read, a few during each product.
 #pragma once
 
 #include "cpu_products.h"

@@ -108,8 +108,7 @@ class VectorTile {
     const int e = e_, count = count_, columns = columns_;  // stores of vectors might change members
     const int steps = ceil_div(count, Arith::kPerWord);
     const bool streaming = streams(out);
-    for_column_blocks(ceil_div(e, kLanes), [&](int vector,
-                                               auto width) __attribute__((always_inline)) {
+    const auto block = [&](int vector, auto width) __attribute__((always_inline)) {
       constexpr int C = decltype(width)::value;
       for_row_blocks<kBlockRows<C>>(count, [&](int i, auto rows) __attribute__((always_inline)) {
         constexpr int R = decltype(rows)::value;
@@ -124,7 +123,8 @@ class VectorTile {
           store_row(out[i + r] + vector * kLanes, acc[r], e - vector * kLanes, streaming);
         }
       });
-    });
+    };
+    for_column_blocks(ceil_div(e, kLanes), block);
   }
 
   // Puts the last query's values into its column of S; with pairs, after rounding, into words.
@@ -160,17 +160,16 @@ class VectorTile {
 template <class Arith, class T>
 class RowStage {
  public:
-  RowStage(int rows, int columns) : rows_(rows * columns), columns_(columns) {
+  RowStage(int rows, int columns) : rows_(kStaged ? rows * columns : 0), columns_(columns) {
     for (int i = 0; i < kMaxTokens; ++i) index_[i] = i;
   }
 
   template <class Compute>
   void operator()(Rows<T> out, int count, int e, Compute compute) {
-    using Element = typename Arith::Element;
-    if constexpr (std::is_same_v<T, Element>) {
+    if constexpr (!kStaged) {
       compute(out);
     } else {
-      compute(Rows<Element>{rows_, index_, columns_});
+      compute(Rows<typename Arith::Element>{rows_, index_, columns_});
       for (int i = 0; i < count; ++i)
         for (int c = 0; c < e; c += kLanes) {
           const F v = load(rows_ + i * columns_ + c);
@@ -180,6 +179,7 @@ class RowStage {
   }
 
  private:
+  static constexpr bool kStaged = !std::is_same_v<T, typename Arith::Element>;
   AlignedBuffer<float> rows_;
   int columns_;
   int64_t index_[kMaxTokens];

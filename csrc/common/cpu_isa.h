@@ -4,7 +4,10 @@
 // its table of functions for that one set:
 //
 //   template <>
-//   const FooCpu& cpu_table<FooCpu, Isa::HYBRID_ISA>() { static constexpr FooCpu t{...}; return t; }
+//   const FooCpu& cpu_table<FooCpu, Isa::HYBRID_ISA>() {
+//     static constexpr FooCpu table{...};
+//     return table;
+//   }
 //
 // The caller says cpu_table<FooCpu>() and gets the table of the set in use. Nothing else may leave
 // such an object: a weak symbol (an inline function, a template) compiled with AVX-512 could be the
