@@ -20,9 +20,12 @@ void pack_rows(float* dst, int words, const T* base, const int64_t* offsets, int
   if (e == kVector) return pack(Int<1>{});
   if (e == 2 * kVector) return pack(Int<2>{});
   if (e == 4 * kVector) return pack(Int<4>{});
-  for (int t = 0; t < count; ++t)
-    for (int w = 0; w < words; w += kLanes)
-      store(dst + t * words + w, Arith::load_words(base + offsets[t], w, e));
+  const int whole = e / kVector * kLanes;
+  for (int t = 0; t < count; ++t) {
+    const T* row = base + offsets[t];
+    for (int w = 0; w < whole; w += kLanes) store(dst + t * words + w, Arith::load_vector(row, w));
+    if (whole < words) store(dst + t * words + whole, Arith::load_words(row, whole, e));
+  }
 }
 
 // dst[word][t] = row t, transposed: `vectors` vectors of tokens, `stride` floats between words.
