@@ -25,9 +25,9 @@ struct Arithmetic<double> {
   static constexpr int kCount = 1;
 };
 
-// e^x for x <= 0, to about one ulp; what lies below e^-87 becomes that. With n the integer nearest to
-// x log2(e), e^x = 2^n 2^f. The fused product gives f without the rounding error of x log2(e), which
-// would grow with x. 2^f by a polynomial of degree 5 on [-1/2, 1/2].
+// e^x for x <= 0, to about one ulp; what lies below e^-87 becomes that. With n the integer nearest
+// to x log2(e), e^x = 2^n 2^f. A fused product gives f without the rounding error of x log2(e),
+// which would grow with x. 2^f by a polynomial of degree 5 on [-1/2, 1/2].
 inline F exp_nonpositive(F x) {
   const F log2e = broadcast(1.44269504f);
   const F magic = broadcast(0x1.8p23f + 127);  // its sum has n + 127 in the lowest bits
