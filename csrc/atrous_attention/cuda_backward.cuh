@@ -107,12 +107,10 @@ __device__ __forceinline__ void store_grad(typename G::Out& grad, float scale, t
   store_warp_rows<G>(tile, view, tables, first, window.slots, p.e);
 }
 
-// With a bias gradient about 2048 blocks share the windows, enough to fill any GPU and few enough
-// to keep the workspace small; the number follows from the shape alone, and so do all bits.
+// Every block leaves bias sums in the workspace: fewer blocks then, yet enough to fill any GPU.
 template <class G>
 Plan backward_plan(const AtrousAttentionParams& p, bool need_bias) {
-  const int64_t pairs = static_cast<int64_t>(p.n) * p.h * divide_up(p.P * p.P, G::R);
-  return make_plan(p, G::R, need_bias ? std::max<int64_t>(16, 2048 / pairs) : kMaxGrid);
+  return make_plan(p, G::R, need_bias ? 2048 : kManyBlocks);
 }
 
 template <class G>

@@ -140,8 +140,8 @@ __global__ void __launch_bounds__(kThreads, 2)
         fill_stats<G, B::kQueries>(stats, grad_out, reinterpret_cast<const T*>(tile), lse,
                                    slots - query0, p.e);
       typename G::Scores x, y;
-      G::score(x, own1, stream1, owned, streamed, p.e);
-      G::score(y, own2, stream2, owned, streamed, p.e);
+      G::score(x, own1, stream1, owned, p.e);
+      G::score(y, own2, stream2, owned, p.e);
       __syncthreads();  // the statistics are there, and out has been read: the tile is free
       probabilities<G, kRole>(x, y, stats, tables, p.P, scale * kLog2e, own0, stream0);
       if (p.grad_qkv) {

@@ -68,9 +68,9 @@ __global__ void __launch_bounds__(kThreads, G::kWholeBlocks)
     __syncthreads();  // the rows have arrived
 
     typename G::Scores x, y;
-    G::score(x, query, key, slots, slots, p.e);
+    G::score(x, query, key, slots, p.e);
     to_logits<G>(x, tables, p.P, scale * kLog2e, 0, 0, slots);
-    G::score(y, grad_out, value, slots, slots, p.e);
+    G::score(y, grad_out, value, slots, p.e);
     softmax_and_gradient<G>(x, y);
 
     if (p.grad_qkv) {

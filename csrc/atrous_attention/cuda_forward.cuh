@@ -83,7 +83,7 @@ __global__ void __launch_bounds__(kThreads, kWhole ? G::kForwardBlocks : 2)
       __syncthreads();  // the rows have arrived
       const int keys = min(C, slots - key0);
       typename G::Scores x;
-      G::score(x, query, key, queries, keys, p.e);
+      G::score(x, query, key, queries, p.e);
       to_logits<G>(x, tables, p.P, static_cast<float>(p.scale) * kLog2e, query0, key0, queries);
       online_softmax<G, kWhole>(x, out, maximum, sum);
       G::multiply(out, x, scratch, value, queries, keys, p.e);
@@ -107,7 +107,7 @@ __global__ void __launch_bounds__(kThreads, kWhole ? G::kForwardBlocks : 2)
 
 template <class G, bool kWhole>
 int launch_forward_kernel(const AtrousAttentionParams& p, void* stream) {
-  const Plan plan = make_plan(p, G::R, kMaxGrid);
+  const Plan plan = make_plan(p, G::R, kManyBlocks);
   const int bytes = forward_shared_bytes<G>(p.P);
   if (int error = HYBRID_SMEM_OPT_IN((forward_kernel<G, kWhole>), bytes)) return error;
   const dim3 grid(static_cast<unsigned>(plan.blocks(p)));

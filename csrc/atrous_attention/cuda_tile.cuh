@@ -58,9 +58,8 @@ struct Mma {
   static __device__ __forceinline__ int col(int n) { return n / 2 * 8 + lane() % 4 * 2 + n % 2; }
   static __device__ __forceinline__ int out_col(int n) { return col(n); }
 
-  // x += a b^T over the e columns of both, for the first `rows` and `cols` rows of a and b.
-  static __device__ __forceinline__ void score(Scores& x, const T* a, const T* b, int rows,
-                                               int cols, int e) {
+  // x += a b^T over the e columns of both. Warps that own nothing of the first `rows` rows rest.
+  static __device__ __forceinline__ void score(Scores& x, const T* a, const T* b, int rows, int e) {
     if (warp_row(0) >= rows) return;
     const int l = lane();
 #pragma unroll
@@ -179,7 +178,7 @@ struct Fma {
   }
 
   static __device__ __forceinline__ void score(Scores& s, const float* a, const float* b, int rows,
-                                               int, int e) {
+                                               int e) {
     for (int k = 0; k < e; k += 4) {
       float4 fb[kCols];
 #pragma unroll

@@ -19,7 +19,7 @@ namespace hybrid {
 namespace {
 
 constexpr int kThreads = 128, kWarps = kThreads / 32;
-constexpr int64_t kMaxGrid = 0x7fffffff;
+constexpr int64_t kManyBlocks = 8192;  // several waves of any GPU
 constexpr float kLog2e = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
 
 // ceil_div of types.h is for the host alone.
@@ -80,14 +80,15 @@ inline bool is_vector(const AtrousAttentionParams& p, const void* base, const in
   return ok;
 }
 
-// max_groups bounds the blocks per branch, head and tile; the cut depends on the shape alone.
-inline Plan make_plan(const AtrousAttentionParams& p, int tile_rows, int64_t max_groups) {
+// Cuts a launch into about as many blocks as wished: each reads the bias table once for all of its
+// windows. The cut depends on the shape alone, never on the device.
+inline Plan make_plan(const AtrousAttentionParams& p, int tile_rows, int64_t wished_blocks) {
   Plan plan{};
   plan.tiles = divide_up(p.P * p.P, tile_rows);
   plan.by_tiles = Divisor(plan.tiles);
   plan.by_heads = Divisor(p.h);
   const int64_t blocks_per_group = static_cast<int64_t>(plan.tiles) * p.h;
-  const int64_t limit = kMaxGrid / (blocks_per_group * p.n);
+  const int64_t max_groups = std::max<int64_t>(16, wished_blocks / (blocks_per_group * p.n));
   for (int k = 0; k < p.n; ++k) {
     const int64_t rows = axis_windows(p.H, p.dilations[k], p.P);
     const int64_t cols = axis_windows(p.W, p.dilations[k], p.P);
@@ -95,7 +96,7 @@ inline Plan make_plan(const AtrousAttentionParams& p, int tile_rows, int64_t max
     plan.by_col_windows[k] = Divisor(cols);
     plan.by_dilation[k] = Divisor(p.dilations[k]);
     plan.windows[k] = p.B * rows * cols;
-    plan.groups[k] = std::min({plan.windows[k], max_groups, limit});
+    plan.groups[k] = std::min(plan.windows[k], max_groups);
     plan.first_block[k + 1] = plan.first_block[k] + plan.groups[k] * blocks_per_group;
   }
   plan.vector_qkv = is_vector(p, p.qkv, p.qkv_stride, 6);
