@@ -6,10 +6,11 @@ j mod d): it is an ordinary one on each of the d * d sub-maps. The backward here
 gradient into phases, as atrous attention does, and folds the phases into the batch.
 """
 
+import itertools
+import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from python_ref.ops import atrous_dwconv as reference_dwconv
@@ -48,37 +49,30 @@ class _PhaseDepthwise(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, *grads: Tensor):
         x, weight = ctx.saved_tensors
-        grad_x, grad_weight = None, []
-        for kernel, dilation, grad in zip(weight, ctx.dilations, grads, strict=True):
-            part, grad_kernel = _backward(grad, x, kernel, dilation, ctx.stride)
-            grad_x = part if grad_x is None else grad_x.add_(part)
-            grad_weight.append(grad_kernel)
-        return grad_x, torch.stack(grad_weight), None, None
+        grad_x, grad_weight = torch.zeros_like(x), torch.empty_like(weight)
+        for k, (dilation, grad) in enumerate(zip(ctx.dilations, grads, strict=True)):
+            grad_weight[k] = _add_backward(grad_x, grad, x, weight[k], dilation, ctx.stride)
+        return grad_x, grad_weight, None, None
 
 
-def _backward(
-    grad: Tensor, x: Tensor, kernel: Tensor, dilation: int, stride: int
-) -> tuple[Tensor, Tensor]:
-    """Gradients of one branch to the map (B, H, W, C) and to the kernel (C, 3, 3)."""
-    height, width = x.shape[1:3]
+def _add_backward(
+    grad_x: Tensor, grad: Tensor, x: Tensor, kernel: Tensor, dilation: int, stride: int
+) -> Tensor:
+    """Add the gradient of one branch to grad_x (B, H, W, C); return its kernel's (C, 3, 3)."""
+    common = math.gcd(dilation, stride)
+    if common > 1:  # every tap falls on a multiple of it: the same on the sub-sampled map
+        grad_x, x = grad_x[:, ::common, ::common], x[:, ::common, ::common]
+        dilation, stride = dilation // common, stride // common
     if dilation == 1:
-        return _undilated_backward(grad, x, kernel, stride)
-    if stride > 1 and dilation % stride == 0:
-        # Every tap falls on a multiple of the stride: a smaller dilation on the sub-sampled map.
-        part, grad_kernel = _backward(
-            grad, x[:, ::stride, ::stride], kernel, dilation // stride, stride=1
-        )
-        grad_x = torch.zeros_like(x)
-        grad_x[:, ::stride, ::stride] = part
-        return grad_x, grad_kernel
-    if stride > 1:
-        full = grad.new_zeros(grad.shape[0], height, width, grad.shape[3])
-        full[:, ::stride, ::stride] = grad
-        grad = full
+        part, grad_kernel = _undilated_backward(grad, x, kernel, stride)
+        grad_x += part
+        return grad_kernel
+    phases = _Phases(dilation, x.shape[1:3])
     part, grad_kernel = _undilated_backward(
-        _split_phases(grad, dilation), _split_phases(x, dilation), kernel, stride=1
+        phases.split(grad, stride), phases.split(x), kernel, stride=1
     )
-    return _merge_phases(part, dilation)[:, :height, :width], grad_kernel
+    phases.add(grad_x, part)
+    return grad_kernel
 
 
 def _undilated_backward(
@@ -100,17 +94,33 @@ def _undilated_backward(
     return grad_x.permute(0, 2, 3, 1), grad_kernel.squeeze(1)
 
 
-def _split_phases(x: Tensor, dilation: int) -> Tensor:
-    """(B, H, W, C) -> (B * d * d, ceil(H / d), ceil(W / d), C), zeros beyond the map."""
-    batch, height, width, channels = x.shape
-    d = dilation
-    x = F.pad(x, (0, 0, 0, -width % d, 0, -height % d))
-    phases = x.unflatten(2, (-1, d)).unflatten(1, (-1, d)).permute(0, 2, 4, 1, 3, 5)
-    return phases.reshape(batch * d * d, -(-height // d), -(-width // d), channels)
+class _Phases:
+    """Sub-maps of a map (B, H, W, C) as one batch (d * d * B, ceil(H / d), ceil(W / d), C)."""
 
+    def __init__(self, dilation: int, size: Sequence[int]) -> None:
+        self.dilation = dilation
+        self.height, self.width = (-(-side // dilation) for side in size)
 
-def _merge_phases(x: Tensor, dilation: int) -> Tensor:
-    """The inverse of `_split_phases`, padding included."""
-    d = dilation
-    phases = x.unflatten(0, (-1, d, d)).permute(0, 3, 1, 4, 2, 5)
-    return phases.reshape(phases.shape[0], x.shape[1] * d, x.shape[2] * d, x.shape[3])
+    def split(self, x: Tensor, stride: int = 1) -> Tensor:
+        """Sub-maps of the map that holds x at every stride-th pixel and zeros elsewhere.
+
+        With stride and dilation d coprime, phase p holds the rows o of x with stride * o = p
+        (mod d): every d-th one from the first, and in the sub-map they lie stride apart.
+        """
+        d = self.dilation
+        phases = x.new_zeros(d, d, x.shape[0], self.height, self.width, x.shape[3])
+        first = {stride * o % d: o for o in reversed(range(d))}
+        for p, q in itertools.product(range(d), repeat=2):
+            rows, columns = stride * first[p] // d, stride * first[q] // d
+            source = x[:, first[p] :: d, first[q] :: d]
+            target = phases[p, q, :, rows::stride, columns::stride]
+            target[:, : source.shape[1], : source.shape[2]] = source
+        return phases.flatten(0, 2)
+
+    def add(self, x: Tensor, phases: Tensor) -> None:
+        """Add sub-maps to a map in place, without what lies beyond it."""
+        d = self.dilation
+        phases = phases.unflatten(0, (d, d, -1))
+        for p, q in itertools.product(range(d), repeat=2):
+            target = x[:, p::d, q::d]
+            target += phases[p, q, :, : target.shape[1], : target.shape[2]]
