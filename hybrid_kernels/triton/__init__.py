@@ -1,0 +1,1 @@
+"""Triton kernels: the same operators, for GPUs that the compiled library was not built for."""

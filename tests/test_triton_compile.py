@@ -1,0 +1,280 @@
+"""Triton kernels compiled ahead of time for GPUs that this machine need not have.
+
+Every kernel is compiled with every setting in hybrid_kernels/configs for sm_80 and sm_90, with the
+signature that its launcher would give it. Nothing may spill to the stack, the shared memory must
+fit, and 16-bit attention must run on the tensor cores.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import re
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+triton = pytest.importorskip("triton")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("interpreted kernels are not compiled", allow_module_level=True)
+
+# Only now: without triton, or under its interpreter, the tests are skipped.
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
+
+from hybrid_kernels.triton import launch  # noqa: E402
+
+# Shared memory that one block may have, in bytes.
+SHARED_LIMIT = {80: 99 * 1024, 90: 227 * 1024}
+OPTIONS = ("num_warps", "num_stages")
+POINTERS = {
+    torch.float32: "*fp32",
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+    torch.int8: "*i8",
+    torch.int16: "*i16",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+}
+DTYPES = {
+    "8-bit": torch.float8_e5m2,
+    "16-bit": torch.bfloat16,
+    "32-bit": torch.float32,
+    "64-bit": torch.float64,
+}
+
+
+class Launch(NamedTuple):
+    """What a launcher passed to `launch`."""
+
+    kernel: Any
+    args: tuple
+    meta: dict[str, Any]
+
+
+class Usage(NamedTuple):
+    """What a compiled kernel takes on the GPU."""
+
+    registers: int
+    stack: int
+    shared: int
+    matrix_instructions: int
+
+
+# ---- launches ----------------------------------------------------------------------------------
+
+
+def settings() -> Iterator[Any]:
+    """Every (kernel, problem class, settings) of every file for GPUs, the same settings once."""
+    seen = set()
+    for path in sorted(launch.CONFIGS.glob("*.json")):
+        if path.stem == "interpreter":
+            continue
+        for kernel, classes in json.loads(path.read_text()).items():
+            for problem, chosen in classes.items():
+                key = (kernel, problem, *sorted(chosen.items()))
+                if key not in seen:
+                    seen.add(key)
+                    yield pytest.param(kernel, problem, chosen, id=f"{kernel}, {problem}")
+
+
+def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """A tensor without memory: launchers only look at its shape, strides and dtype."""
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def attention(problem: str, window: int, size: int) -> None:
+    from hybrid_kernels.triton import atrous_attention as op
+
+    bits, width = problem.split(", e <= ")
+    n, heads, dilations = 4, 2, (1, 2, 4, 8)
+    qkv = empty(8, size, size, n, 3, heads, int(width), dtype=DTYPES[bits])
+    bias = empty(n, (2 * window - 1) ** 2, heads)
+    out, lse = op.atrous_attention(qkv, bias, dilations, window, 0.25)
+    op.atrous_attention_backward(out, qkv, bias, out, lse, dilations, window, 0.25, True, True)
+
+
+def fold_of_attention(problem: str) -> None:
+    slots = int(problem.removeprefix("T <= "))
+    attention("16-bit, e <= 32", window={16: 4, 32: 5, 64: 7, 128: 11, 256: 16}[slots], size=60)
+
+
+def partition(problem: str) -> None:
+    from hybrid_kernels.triton import atrous_partition as op
+
+    x = empty(8, 50, 50, 96, dtype=DTYPES[problem])
+    op.atrous_merge(op.atrous_partition(x, 7, 2, 0.0), 50, 50, 7, 2)
+
+
+def fuse(problem: str) -> None:
+    from hybrid_kernels.triton import gated_fuse as op
+
+    x, n = empty(8, 50, 50, 96, dtype=DTYPES[problem]), 8
+    inputs = (x, [x] * n, empty(n, 96), empty(n, 96), empty(8, n, 96), True)
+    op.gated_fuse(*inputs)
+    op.gated_fuse_backward(x, *inputs, True, [True] * n, True, True)
+
+
+def calls(kernel: str, problem: str) -> list[Callable[[], None]]:
+    """Calls that launch a kernel in its problem class, in the forms that need most registers.
+
+    Ragged maps mask keys in the loop; windows beyond one tile run other code than those within.
+    """
+    if kernel in ("atrous_attention.forward", "atrous_attention.pairs"):
+        return [lambda: attention(problem, 7, 60), lambda: attention(problem, 12, 60)]
+    if kernel in ("atrous_attention.by_query", "atrous_attention.by_key"):
+        return [lambda: attention(problem, 12, 60)]
+    if kernel == "atrous_attention.fold":
+        return [lambda: fold_of_attention(problem)]
+    if kernel == "atrous_partition.copy":
+        return [lambda: partition(problem)]
+    return [lambda: fuse("32-bit" if kernel == "reduction.fold" else problem)]
+
+
+MODULES = (
+    "atrous_attention",
+    "atrous_attention_backward",
+    "atrous_partition",
+    "gated_fuse",
+    "reduction",
+)
+
+
+@pytest.fixture
+def launches(monkeypatch) -> list[Launch]:
+    """The launches of the test, recorded instead of run."""
+    recorded: list[Launch] = []
+
+    def record(kernel, programs, like, *args, **meta):
+        recorded.append(Launch(kernel, args, meta))
+
+    for name in MODULES:
+        module = importlib.import_module(f"hybrid_kernels.triton.{name}")
+        monkeypatch.setattr(module, "launch", record)
+    return recorded
+
+
+# ---- compilation -------------------------------------------------------------------------------
+
+
+def compile_for(recorded: Launch, arch: int) -> Any:
+    """Compile a launch for an architecture, specialised to its arguments as at run time."""
+    kernel, args, meta = recorded
+    values = dict(zip(kernel.arg_names, args, strict=False))
+    values |= {name: value for name, value in meta.items() if name not in OPTIONS}
+    signature, constants, attributes = {}, {}, {}
+    for i, parameter in enumerate(kernel.params):
+        value = values[parameter.name]
+        if parameter.is_constexpr:
+            signature[parameter.name], constants[(i,)] = "constexpr", value
+        else:
+            is_special = not parameter.do_not_specialize
+            signature[parameter.name] = describe(value, (i,), is_special, constants, attributes)
+    return triton.compile(
+        ASTSource(kernel, signature, constants, attributes),
+        target=GPUTarget("cuda", arch, 32),
+        options={name: meta[name] for name in OPTIONS if name in meta},
+    )
+
+
+def describe(value: Any, path: tuple, is_special: bool, constants: dict, attributes: dict) -> Any:
+    """Type of an argument; notes what is constant (None, 1) or divisible by 16 by its path."""
+    if isinstance(value, tuple):
+        parts = enumerate(value)
+        return tuple(describe(v, (*path, i), is_special, constants, attributes) for i, v in parts)
+    if isinstance(value, torch.Tensor):
+        if value.storage_offset() * value.element_size() % 16 == 0:
+            attributes[path] = [["tt.divisibility", 16]]
+        return POINTERS[value.dtype]
+    if isinstance(value, float):
+        return "fp32"
+    if value is None or (is_special and value == 1):
+        constants[path] = value
+        return "constexpr"
+    if is_special and value % 16 == 0:
+        attributes[path] = [["tt.divisibility", 16]]
+    return "i32" if -(2**31) <= value < 2**31 else "i64"
+
+
+def usage(compiled: Any, folder: Path) -> Usage:
+    """Registers, stack and shared memory as the disassembler that comes with triton reports."""
+    cubin = folder / "kernel.cubin"
+    cubin.write_bytes(compiled.asm["cubin"])
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    command = [str(tool), "--dump-resource-usage", str(cubin)]
+    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    counts = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+)", text)
+    assert counts, text
+    registers, stack, static = map(int, counts.groups())
+    ptx = compiled.asm["ptx"]
+    matrix = ptx.count("mma.sync") + ptx.count("wgmma.mma_async")
+    return Usage(registers, stack, max(static, compiled.metadata.shared), matrix)
+
+
+# ---- tests -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arch", SHARED_LIMIT)
+@pytest.mark.parametrize(("kernel", "problem", "chosen"), list(settings()))
+def test_kernel_compiles_without_spills(
+    kernel, problem, chosen, arch, launches, tmp_path, monkeypatch, record_property
+):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    with launch.watching() as used, launch.trying(kernel, problem, chosen):
+        for call in calls(kernel, problem):
+            call()
+    assert (kernel, problem) in used
+    mine = [each for each in launches if belongs(each.kernel, kernel)]
+    assert mine, f"no launch of {kernel}"
+    for each in mine:
+        found = usage(compile_for(each, arch), tmp_path)
+        record_property(f"{each.kernel.__name__} sm_{arch}", str(found))
+        print(kernel, problem, f"sm_{arch}", found)
+        assert found.stack == 0, f"spills: {found}"
+        assert found.shared <= SHARED_LIMIT[arch], found
+        if kernel.startswith("atrous_attention") and problem.startswith("16-bit"):
+            assert found.matrix_instructions > 0, "no tensor cores"
+
+
+def belongs(compiled: Any, name: str) -> bool:
+    """Whether a kernel takes the settings of a name in the tables."""
+    module = compiled.fn.__module__.rpartition(".")[2].removesuffix("_backward")
+    if name == "atrous_partition.copy":
+        return module == "atrous_partition"
+    return f"{module}.{compiled.__name__}" == name
+
+
+def test_cpu_tensors_are_refused_outside_the_interpreter():
+    from hybrid_kernels.triton.atrous_partition import atrous_partition
+
+    with pytest.raises(RuntimeError, match="on CPU tensors under TRITON_INTERPRET=1"):
+        atrous_partition(torch.zeros(1, 4, 4, 2), 2, 1, 0.0)
+
+
+def test_tuning_without_a_gpu_is_refused(monkeypatch):
+    from hybrid_kernels.triton.tune import tune
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(RuntimeError, match="NVIDIA GPU"):
+        tune(["gated_fuse"])
+    with pytest.raises(ValueError, match="unknown_op"):
+        tune(["unknown_op"])
+
+
+def test_settings_of_an_unknown_device_are_the_defaults(monkeypatch):
+    default = launch.table("default")
+    monkeypatch.setattr(launch, "device_name", lambda device: "a_gpu_that_nobody_has_measured")
+    for kernel, classes in default.items():
+        for problem, chosen in classes.items():
+            assert launch.settings(kernel, problem, torch.device("cuda")) == chosen
+
+
+def test_a_table_survives_being_written():
+    default = launch.table("default")
+    assert json.loads(launch.dumps(default)) == default
+    assert (launch.CONFIGS / "default.json").read_text() == launch.dumps(default)
