@@ -3,15 +3,19 @@
 import os
 
 from .backends import get_backend, set_backend, use_backend
+from .models import accelerate, create_model, list_models
 from .ops import atrous_attention, atrous_merge, atrous_partition, gated_fuse
 
 __version__ = "0.1.0"
 __all__ = [
+    "accelerate",
     "atrous_attention",
     "atrous_merge",
     "atrous_partition",
+    "create_model",
     "gated_fuse",
     "get_backend",
+    "list_models",
     "set_backend",
     "use_backend",
 ]
