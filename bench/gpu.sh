@@ -183,7 +183,8 @@ logs=build/gpu/$(tr '[:upper:] ' '[:lower:]-' <<<"$gpu")
 mkdir -p "$logs"
 # A stamp holds for the sources that it was made with.
 sources=$(find csrc hybrid_kernels python_ref tests bench \
-  -name '*.py' -o -name '*.h' -o -name '*.cu*' -o -name '*.cpp' | sort | xargs sha256sum | sha256sum | cut -c1-16)
+  -name '*.py' -o -name '*.h' -o -name '*.cu*' -o -name '*.cpp' |
+  sort | xargs sha256sum | sha256sum | cut -c1-16)
 
 failed=()
 for part in "${chosen[@]}"; do
