@@ -97,6 +97,8 @@ class Library:
     cxx: str
     cuda: Cuda | None = None
     emulator: str | None = None  # set by tests/host_cuda, which links libraries of its own
+    cpu_flags: tuple[str, ...] = ()  # more, for the CPU kernels alone: tests/cpu_asan.py
+    link_flags: tuple[str, ...] = ()
 
 
 def find_torch() -> Path:
@@ -254,7 +256,9 @@ def _write_rules(ninja, library: Library) -> None:
     compile_cxx = f"{library.cxx} -MD -MF $out.d {_join(CXX_FLAGS)} -I{CSRC}"
     torch_rule = f"{compile_cxx} {_join(torch_flags)} $op_flags -c $in -o $out"
     ninja.rule("torch", torch_rule, depfile="$out.d")
-    ninja.rule("cpu", f"{compile_cxx} -fno-exceptions $isa_flags -c $in -o $out", depfile="$out.d")
+    cpu_flags = _join(["-fno-exceptions", *library.cpu_flags])
+    ninja.rule("cpu", f"{compile_cxx} {cpu_flags} $isa_flags -c $in -o $out", depfile="$out.d")
+    link_flags += library.link_flags
     ninja.rule("link", f"{library.cxx} -shared $in -o $out {_join(link_flags)}")
 
 

@@ -39,6 +39,7 @@ def tests_of(ops: Iterable[str]) -> list[str]:
 # The tests of the operators run again on every implementation; all others run once.
 TRITON_TESTS = tests_of(path.stem for path in (ROOT / "hybrid_kernels" / "triton").glob("*.py"))
 TRITON_TESTS += ["tests/test_triton_interpreter.py"]
+CPU_TESTS = tests_of(path.parent.name for path in (ROOT / "csrc").glob("*/*_cpu.cpp"))
 CUDA_TESTS = tests_of(path.parent.name for path in (ROOT / "csrc").glob("*/*_cuda.cu"))
 
 # An interpreted window takes a tenth of a second, an emulated one under a sanitizer not much less.
@@ -62,6 +63,7 @@ def emulated(mode: str, order: str, chosen: str = "") -> Suite:
 SUITES = [
     Suite("cpu", [*PYTEST, *TWO_WORKERS, "tests"]),
     Suite("triton", [*PYTEST, *TWO_WORKERS, "-k", INTERPRETED_TESTS, *TRITON_TESTS], INTERPRETED),
+    Suite("cpu-asan", ["tests/cpu_asan.py", *PYTEST, *TWO_WORKERS, "-k", TWO_DTYPES, *CPU_TESTS]),
     emulated("plain", "fwd"),
     *(emulated("plain", order, VALUES) for order in ("rev", "1", "2")),
     emulated("asan", "fwd", LIGHT),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import bench_atrous_attention, gpu_checks, machine, report
+from bench import bench_atrous_attention, gpu_checks, machine, readme, report
 from bench.attention_baselines import flex_formulation, sdpa_formulation
 from bench.bench_atrous_attention import attention_case
 from bench.op_bench import OpBench, Options, count_work, measure_case
@@ -230,3 +230,8 @@ def test_gpu_script_reports_the_part_that_failed_and_goes_on(fake_gpu, broken, p
     assert done.returncode == 1
     assert done.stderr.strip() == f"failed: {part}"
     assert "models: ended well" in done.stdout
+
+
+def test_numbers_in_the_readme_are_those_of_the_result_files():
+    text = readme.README.read_text()
+    assert readme.rewritten(text) == text, "run `python -m bench.readme`"

@@ -1,0 +1,79 @@
+"""The tables of numbers in README.md, written from the files under bench/results.
+
+python -m bench.readme          # after a benchmark
+"""
+
+import json
+from pathlib import Path
+
+from bench import machine, report
+
+README = machine.ROOT / "README.md"
+BEGIN, END = "<!-- numbers -->", "<!-- end of numbers -->"
+
+
+def section() -> str:
+    """All tables, one machine after the other."""
+    folders = sorted(path for path in report.RESULTS.iterdir() if path.is_dir())
+    return "\n\n".join(["## Numbers", *(text for folder in folders for text in _folder(folder))])
+
+
+def rewritten(text: str) -> str:
+    """README's text with the tables of today's results."""
+    before, rest = text.split(BEGIN)
+    _, after = rest.split(END)
+    return f"{before}{BEGIN}\n{section()}\n\n{END}{after}"
+
+
+def _folder(folder: Path) -> list[str]:
+    texts = []
+    for path in sorted(folder.glob("*.json")):
+        if path.stem.endswith("-partial"):
+            continue
+        content = json.loads(path.read_text())
+        rows = content.get("summary") or content.get("rows")
+        table = _ops_table(rows) if "summary" in content else _models_table(rows)
+        texts += [_origin(path, content["machine"]), table]
+    return texts
+
+
+def _origin(path: Path, about: dict) -> str:
+    return (
+        f"**{path.stem}** on {about['device_name']}, {about['threads']} threads, "
+        f"{about['cpu_isa']}, torch {about['versions']['torch']}: "
+        f"[`{path.name}`]({path.relative_to(machine.ROOT)}), made by `{about['command']}`"
+    )
+
+
+def _ops_table(summary: list[dict]) -> str:
+    lines = [
+        "| cases | dtype | phase | speed-up over the best baseline | % of roofline | worst case |",
+        "|---|---|---|---|---|---|",
+    ]
+    for line in summary:
+        launch = "" if line["launch"] == "eager" else f", {line['launch']}"
+        lines.append(
+            f"| {line['group']} ({line['cases']}) | {line['dtype']} | {line['phase']}{launch} "
+            f"| {line['speedup']:.2f}x | {line['percent_of_roofline']:.0f} "
+            f"| {line['worst_speedup']:.2f}x, {line['worst_case']} |"
+        )
+    return "\n".join(lines)
+
+
+def _models_table(rows: list[dict]) -> str:
+    lines = [
+        "| case | reference | accelerated | faster | peak memory | accelerated |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        ms, peak = row["ms"], row["peak_mb"]
+        lines.append(
+            f"| {row['case']} | {ms['reference']:.0f} ms | {ms['accelerated']:.0f} ms "
+            f"| {row['speedup']:.2f}x over {row['best_baseline']} "
+            f"| {peak['reference']:.0f} MB | {peak['accelerated']:.0f} MB |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    README.write_text(rewritten(README.read_text()))

@@ -1,0 +1,60 @@
+"""Run Python with CPU kernels under ASan and UBSan: a store outside an output is then seen.
+
+    python tests/cpu_asan.py                                   values and gradients of every op
+    python tests/cpu_asan.py -m pytest tests/test_gated_fuse.py
+
+Builds the library with instrumented CPU kernels, sets HYBRID_KERNELS_LIBRARY and runs Python with
+the arguments. Exit status: that of Python, or 1 when a sanitizer found something.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+
+from host_cuda import run
+from host_cuda.build import ROOT, Unavailable, native
+
+BUILD_DIR = ROOT / "build" / "cpu-asan"
+# Only what concerns memory, and shifts and indices that lead there: kernels may divide by zero.
+SANITIZE = "-fsanitize=address,bounds,shift,signed-integer-overflow,return,unreachable"
+# -w: at -O1 the compiler says of every loop that it does not unroll it.
+CPU_FLAGS = (
+    "-O1",
+    "-w",
+    "-g1",
+    "-fno-omit-frame-pointer",
+    SANITIZE,
+    "-fno-sanitize-recover=undefined",
+)
+
+
+def build_library():
+    """The ordinary library without CUDA, its CPU kernels instrumented."""
+    native_library = native.find_library(BUILD_DIR / "sanitized.so", BUILD_DIR)
+    sanitized = dataclasses.replace(
+        native_library,
+        cuda=None,
+        cpu_flags=CPU_FLAGS,
+        link_flags=("-Wl,-z,undefs",),  # the sanitizers' functions come with the preloaded library
+    )
+    return native.build(sanitized)
+
+
+def main() -> int:
+    ops = sorted(path.parent.name for path in native.CSRC.glob("*/*_cpu.cpp"))
+    tests = [f"tests/test_{op}.py" for op in ops]
+    arguments = sys.argv[1:] or ["-m", "pytest", "-q", "-k", "test_values_and_gradients", *tests]
+    try:
+        environment = {"HYBRID_KERNELS_LIBRARY": str(build_library())}
+        status, reports = run.run_python("asan", arguments, environment)
+    except Unavailable as reason:
+        print(f"skipped: no sanitizer for the CPU kernels, {reason}")
+        return 0
+    if reports:
+        print(reports, file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
