@@ -42,7 +42,7 @@ class ScoreGrads : public VectorTile<Arith> {
     });
     if (!has_last_) return;
     const F lse = broadcast(lse_[count_ - 1]);
-    this->last_products(k_, last_q_, last_p_);
+    this->last_products(PackedRows{k_}, last_q_, last_p_);
     for (int t = 0; t < count_; t += kLanes) {
       const F s = fma(load(last_p_ + t), broadcast(scale_), load(bias_panels_ + last_bias_ + t));
       store(last_p_ + t, select_first(exp2(s - lse), zero(), count_ - t));
@@ -58,7 +58,7 @@ class ScoreGrads : public VectorTile<Arith> {
     });
     if (!has_last_) return;
     const F delta = broadcast(delta_[count_ - 1]);
-    this->last_products(v_, last_g_, last_ds_);
+    this->last_products(PackedRows{v_}, last_g_, last_ds_);
     for (int t = 0; t < count_; t += kLanes) {
       const F ds = load(last_p_ + t) * (load(last_ds_ + t) - delta);
       store(last_ds_ + t, select_first(ds, zero(), count_ - t));
@@ -96,7 +96,7 @@ class ScoreGrads : public VectorTile<Arith> {
         }
       }
     };
-    this->template key_products<C>(k_, qt_ + lane, finish);
+    this->template key_products<C>(PackedRows{k_}, qt_ + lane, finish);
   }
 
   template <int C>
@@ -124,7 +124,7 @@ class ScoreGrads : public VectorTile<Arith> {
         }
       }
     };
-    this->template key_products<C>(v_, gt_ + lane, finish);
+    this->template key_products<C>(PackedRows{v_}, gt_ + lane, finish);
   }
 
   // dS of C vectors of queries, in place, as words of two keys each.

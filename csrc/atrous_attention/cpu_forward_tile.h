@@ -26,14 +26,16 @@ class Softmax : public VectorTile<Arith> {
         inverse_(max_rows_),
         lse_(max_rows_) {}
 
-  __attribute__((noinline)) void softmax() {
+  // keys: rows of words, packed or in the map.
+  template <class Keys>
+  __attribute__((noinline)) void softmax(Keys keys) {
     for_column_blocks(vectors_, [&](int vector, auto width) __attribute__((always_inline)) {
       constexpr int C = decltype(width)::value;
       F top[C];
-      scores(vector * kLanes, top);
+      scores(keys, vector * kLanes, top);
       exponentials(vector * kLanes, top);
     });
-    if (has_last_) softmax_of_last();
+    if (has_last_) softmax_of_last(keys);
   }
 
   AlignedBuffer<float> q_, k_, s_;  // [word][query], [key][word], [key][query]
@@ -42,8 +44,8 @@ class Softmax : public VectorTile<Arith> {
 
  private:
   // S of C vectors of queries from `lane` on, and the largest score of each query.
-  template <int C>
-  void scores(int lane, F (&top)[C]) {
+  template <int C, class Keys>
+  void scores(Keys keys, int lane, F (&top)[C]) {
     for (F& x : top) x = broadcast(-__builtin_inff());
     const F scale = broadcast(scale_);
     const float* bias = bias_panels_ + lane;
@@ -62,7 +64,7 @@ class Softmax : public VectorTile<Arith> {
         }
       }
     };
-    this->template key_products<C>(k_, q_ + lane, finish);
+    this->template key_products<C>(keys, q_ + lane, finish);
   }
 
   // Exponentials in place of the scores; with pairs, a word for two keys.
@@ -72,7 +74,7 @@ class Softmax : public VectorTile<Arith> {
     float* s = s_ + lane;
     const int stride = stride_, count = count_;
     const auto next = [&](int t, int j) __attribute__((always_inline)) {
-      const F x = exp2(load(s + t * stride + j * kLanes) - top[j]);
+      const F x = Arith::exp(load(s + t * stride + j * kLanes) - top[j]);
       total[j] = total[j] + x;
       return x;
     };
@@ -91,9 +93,10 @@ class Softmax : public VectorTile<Arith> {
     }
   }
 
-  void softmax_of_last() {
+  template <class Keys>
+  void softmax_of_last(Keys keys) {
     const int last = count_ - 1;
-    this->last_products(k_, last_q_, last_s_);
+    this->last_products(keys, last_q_, last_s_);
     F top = broadcast(-__builtin_inff()), total = zero();
     for (int t = 0; t < count_; t += kLanes) {
       F x = fma(load(last_s_ + t), broadcast(scale_), load(bias_panels_ + last_bias_ + t));
@@ -103,7 +106,7 @@ class Softmax : public VectorTile<Arith> {
     }
     top = broadcast(largest(top));
     for (int t = 0; t < count_; t += kLanes) {
-      const F x = select_first(exp2(load(last_s_ + t) - top), zero(), count_ - t);
+      const F x = select_first(Arith::exp(load(last_s_ + t) - top), zero(), count_ - t);
       total = total + x;
       store(last_s_ + t, x);
     }
@@ -131,7 +134,7 @@ class ForwardTile : Softmax<Arith> {
     this->begin(tokens, head);
     start_prefetch(next, head);
     pack(head);
-    this->softmax();
+    softmax(head);
     const Rows<T> out{static_cast<T*>(p_.out) + head * int64_t{e_}, tokens.row, e_};
     stage_(out, count_, e_, [&](auto rows) {
       this->template channel_products<Walk::kAlongColumn>(this->s_, stride_, v_, this->inverse_,
@@ -147,17 +150,34 @@ class ForwardTile : Softmax<Arith> {
   }
 
   void start_prefetch(const Tokens& next, int head) {
-    // All during the scores: what is fetched later may come too late.
-    prefetcher_.start(next.count, 3 * kBlockRows<2> / column_blocks(vectors_) + 1);
+    const int blocks = column_blocks(vectors_);
+    const int bytes = e_ * sizeof(T);
+    if (bytes <= 64) {  // a cache line: one step takes those of q, k and v
+      // With one head all during the scores: what is fetched later may come too late.
+      const int more = p_.h > 1 ? column_blocks(ceil_div(e_, kLanes)) : 0;
+      prefetcher_.start(next.count, kBlockRows<2> / (blocks + more) + 1);
+      prefetcher_.add(qkv(head, 0), next.qkv, sizeof(T), bytes, p_.qkv_stride[4] * sizeof(T));
+      return;
+    }
+    prefetcher_.start(next.count, 3 * kBlockRows<2> / blocks + 1);
     for (int part = 0; part < 3; ++part)
-      prefetcher_.add(qkv(head, part), next.qkv, sizeof(T), e_ * sizeof(T));
+      prefetcher_.add(qkv(head, part), next.qkv, sizeof(T), bytes);
+  }
+
+  // Rows of whole vectors of pairs serve as keys where they lie: packing them took 20 to 45 ns.
+  bool keys_in_map() const { return kPairs && columns_ == e_; }
+
+  void softmax(int head) {
+    if constexpr (kPairs)
+      if (keys_in_map()) return Base::softmax(MapRows<T>{qkv(head, 1), tokens_->qkv});
+    Base::softmax(PackedRows{this->k_});
   }
 
   void pack(int head) {
     const int64_t* offsets = tokens_->qkv;
     const T *q = qkv(head, 0), *v = qkv(head, 2);
     pack_columns<Arith>(this->q_, stride_, q, offsets, vectors_, words_, e_);
-    pack_rows<Arith>(this->k_, words_, qkv(head, 1), offsets, count_, e_);
+    if (!keys_in_map()) pack_rows<Arith>(this->k_, words_, qkv(head, 1), offsets, count_, e_);
     if constexpr (kPairs)
       pack_row_pairs<Arith>(v_, columns_, v, offsets, count_, e_);
     else

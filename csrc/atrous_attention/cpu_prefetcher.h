@@ -16,9 +16,10 @@ class Prefetcher {
     per_product_ = per_product;
   }
 
-  // Rows of `bytes` bytes at base + offsets[i] * scale bytes.
-  void add(const void* base, const int64_t* offsets, int64_t scale, int bytes) {
-    list_[streams_++] = {static_cast<const char*>(base), offsets, scale, bytes, 0};
+  // Rows of `bytes` bytes at base + offsets[i] * scale bytes; part_step: see PrefetchRows.
+  void add(const void* base, const int64_t* offsets, int64_t scale, int bytes,
+           int64_t part_step = 0) {
+    list_[streams_++] = {static_cast<const char*>(base), offsets, scale, part_step, bytes, 0};
   }
 
   // The share of the next product.

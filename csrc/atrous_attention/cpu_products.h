@@ -20,6 +20,7 @@ struct FloatArith {
   static constexpr int kPerWord = 1;
 
   static F dot(F acc, F a, F b) { return fma(a, b, acc); }
+  static F exp(F x) { return exp2(x); }
 
   // kLanes words of a row, from word `word` on.
   template <class T>
@@ -41,7 +42,13 @@ struct Bf16Arith {
   static constexpr int kPerWord = 2;
 
   static F dot(F acc, F a, F b) { return dot_bf16(acc, a, b); }
+  static F exp(F x) { return exp2_short(x); }
   static F load_vector(const bf16* row, int word) { return load_pairs(row + 2 * word, 32); }
+  static float word(const bf16* row, int i) {
+    float pair;
+    __builtin_memcpy(&pair, row + 2 * i, sizeof pair);
+    return pair;
+  }
   static F load_words(const bf16* row, int word, int e) {
     return load_pairs(row + 2 * word, e - 2 * word);
   }
@@ -58,24 +65,40 @@ struct Bf16Arith {
 struct PrefetchRows {
   const char* base;
   const int64_t* offsets;
-  int64_t scale;  // bytes per unit of offset
-  int bytes;      // of a row
+  int64_t scale;      // bytes per unit of offset
+  int64_t part_step;  // bytes from q to k and from k to v to fetch all three; 0: one row alone
+  int bytes;          // of a row
   int count;
 
-  void fetch(int i) const {
+  // Inlined: g++ drops calls of a function that does nothing but prefetch.
+  __attribute__((always_inline)) void fetch(int i) const {
     const char* row = base + offsets[i] * scale;
-    for (int b = 0; b < bytes; b += 64) __builtin_prefetch(row + b, 0, 2);
+    for (int b = 0; b < bytes; b += 64, row += 64) {
+      __builtin_prefetch(row, 0, 2);
+      if (part_step == 0) continue;
+      __builtin_prefetch(row + part_step, 0, 2);
+      __builtin_prefetch(row + 2 * part_step, 0, 2);
+    }
   }
 };
 
 enum class Walk { kAlongRow, kAlongColumn };
 
-// acc[r][j] += sum over k of a(r, k) b[k * b_step + j], where
-//   kAlongRow:     a(r, k) = a[r * a_step + k]
-//   kAlongColumn:  a(r, k) = a[k * a_step + r]
-template <class Arith, Walk kWalk, int R, int C>
-inline __attribute__((always_inline)) void multiply(F (&acc)[R][C], const float* a,
-                                                    ptrdiff_t a_step, const float* b,
+// Rows of words packed one after the other.
+using PackedRows = const float*;
+
+// Rows of words where they lie in the map: row i starts at base + offsets[i].
+template <class T>
+struct MapRows {
+  const T* base;
+  const int64_t* offsets;
+
+  const T* operator[](int i) const { return base + offsets[i]; }
+};
+
+// acc[r][j] += sum over k of a(r, k) b[k * b_step + j].
+template <class Arith, int R, int C, class Word>
+inline __attribute__((always_inline)) void multiply(F (&acc)[R][C], Word a, const float* b,
                                                     ptrdiff_t b_step, int steps,
                                                     const PrefetchRows& prefetch) {
   const int fetches = prefetch.count;
@@ -86,12 +109,39 @@ inline __attribute__((always_inline)) void multiply(F (&acc)[R][C], const float*
     for (int j = 0; j < C; ++j) columns[j] = load(b + k * b_step + j * kLanes);
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
-      const F x = broadcast(kWalk == Walk::kAlongRow ? a[r * a_step + k] : a[k * a_step + r]);
+      const F x = broadcast(a(r, k));
 #pragma GCC unroll 4
       for (int j = 0; j < C; ++j) acc[r][j] = Arith::dot(acc[r][j], x, columns[j]);
     }
   }
   for (int k = steps; k < fetches; ++k) prefetch.fetch(k);
+}
+
+// The same, where
+//   kAlongRow:     a(r, k) = a[r * a_step + k]
+//   kAlongColumn:  a(r, k) = a[k * a_step + r]
+template <class Arith, Walk kWalk, int R, int C>
+inline __attribute__((always_inline)) void multiply(F (&acc)[R][C], const float* a,
+                                                    ptrdiff_t a_step, const float* b,
+                                                    ptrdiff_t b_step, int steps,
+                                                    const PrefetchRows& prefetch) {
+  const auto word = [=](int r, int k) __attribute__((always_inline)) {
+    return kWalk == Walk::kAlongRow ? a[r * a_step + k] : a[k * a_step + r];
+  };
+  multiply<Arith>(acc, word, b, b_step, steps, prefetch);
+}
+
+// The same, where a(r, k) = word k of a[first + r].
+template <class Arith, int R, int C, class T>
+inline __attribute__((always_inline)) void multiply(F (&acc)[R][C], MapRows<T> a, int first,
+                                                    const float* b, ptrdiff_t b_step, int steps,
+                                                    const PrefetchRows& prefetch) {
+  const T* row[R];
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) row[r] = a[first + r];
+  const auto word = [&](int r, int k)
+                        __attribute__((always_inline)) { return Arith::word(row[r], k); };
+  multiply<Arith>(acc, word, b, b_step, steps, prefetch);
 }
 
 // Rows of a block of C vectors: as many as the registers hold, and 7 is a side of the usual window.

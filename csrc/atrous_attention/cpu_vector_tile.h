@@ -74,31 +74,45 @@ class VectorTile {
     bias_panels_ = bias_.find(tokens.window.branch, cols_, head);
   }
 
-  // Products a b^T of C vectors of queries with all keys, a: [key][word], b: [word][query];
-  // finish(t, acc) takes the blocks acc[R][C] of keys t, t + 1, ...
-  template <int C, class Finish>
-  void key_products(const float* a, const float* b, Finish finish) {
+  // Products a b^T of C vectors of queries with all keys, a: [key][word], packed or in the map,
+  // b: [word][query]; finish(t, acc) takes the blocks acc[R][C] of keys t, t + 1, ...
+  template <int C, class Keys, class Finish>
+  void key_products(Keys a, const float* b, Finish finish) {
     const int words = words_, stride = stride_, steps = ceil_div<int>(e_, Arith::kPerWord);
     for_row_blocks<kBlockRows<C>>(count_, [&](int t, auto rows) __attribute__((always_inline)) {
       F acc[decltype(rows)::value][C] = {};
-      multiply<Arith, Walk::kAlongRow>(acc, a + t * words, words, b, stride, steps,
-                                       prefetcher_.next());
+      if constexpr (std::is_same_v<Keys, PackedRows>)
+        multiply<Arith, Walk::kAlongRow>(acc, a + t * words, words, b, stride, steps,
+                                         prefetcher_.next());
+      else
+        multiply<Arith>(acc, a, t, b, stride, steps, prefetcher_.next());
       finish(t, acc);
     });
   }
 
   // The same for the last query alone: out[key] = sum over words of a[key] * row.
-  void last_products(const float* a, const float* row, float* out) const {
-    for (int t = 0; t < count_; t += kLanes) {
+  template <class Keys>
+  void last_products(Keys a, const float* row, float* out) const {
+    const auto vector = [&](int t, int w) {
+      if constexpr (std::is_same_v<Keys, PackedRows>)
+        return load(a + t * words_ + w);
+      else
+        return Arith::load_vector(a[t], w);
+    };
+    const int last = count_ - 1;  // behind whole vectors of keys
+    for (int t = 0; t < last; t += kLanes) {
       F partial[kLanes] = {};
       for (int w = 0; w < words_; w += kLanes) {
         const F x = load(row + w);
 #pragma GCC unroll 16
-        for (int i = 0; i < kLanes; ++i)
-          partial[i] = Arith::dot(partial[i], load(a + (t + i) * words_ + w), x);
+        for (int i = 0; i < kLanes; ++i) partial[i] = Arith::dot(partial[i], vector(t + i, w), x);
       }
       store(out + t, sums(partial));
     }
+    F partial = zero();
+    for (int w = 0; w < words_; w += kLanes)
+      partial = Arith::dot(partial, vector(last, w), load(row + w));
+    store(out + last, broadcast(sum(partial)));
   }
 
   // out[i] = factors[i] * sum over k of a(i, k) b[k], rows of e channels.

@@ -151,6 +151,17 @@ inline F sums(const F (&r)[16]) {
 
 #if defined(__AVX512BF16__)
 
+// exp2 to 3e-6 of its value, for what is rounded to bf16 anyway: a polynomial of degree 4.
+inline F exp2_short(F v) {
+  const F f = v - _mm512_roundscale_ps(v, 0x09);  // v - floor(v); reduce_ps takes twice the slots
+  F p = broadcast(1.353416791e-02f);
+  p = fma(p, f, broadcast(5.201146062e-02f));
+  p = fma(p, f, broadcast(2.414427569e-01f));
+  p = fma(p, f, broadcast(6.930038345e-01f));
+  p = fma(p, f, broadcast(1.000002593e+00f));
+  return _mm512_scalef_ps(p, v);
+}
+
 // acc + the product of each lane's pairs: a.low b.low + a.high b.high, exact products.
 inline F dot_bf16(F acc, F a, F b) {
   return _mm512_dpbf16_ps(acc, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
