@@ -1,6 +1,7 @@
 """What a result was measured on and with."""
 
 import importlib.metadata
+import os
 import platform
 import re
 import subprocess
@@ -70,6 +71,12 @@ def describe(device: str) -> dict[str, object]:
             "cuda": build["cuda_version"],
         },
         "git_revision": git_revision(),
+        # What changes how memory is had, and the library's own switches.
+        "environment": {
+            name: value
+            for name, value in sorted(os.environ.items())
+            if name.startswith(("MALLOC_", "GLIBC_TUNABLES", "HYBRID_", "OMP_NUM_THREADS"))
+        },
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": " ".join(["python", *_module_arguments()]),
     }

@@ -27,7 +27,8 @@ def run(bench: OpBench) -> None:
     @click.option("--only", default="", help="Only cases whose name contains this.")
     @click.option("--no-compile", is_flag=True, help="Leave out torch.compile, which takes long.")
     @click.option("--graphs", is_flag=True, help="On a GPU: also launched from CUDA graphs.")
-    def command(device, quick, isa, dtypes, only, no_compile, graphs) -> None:
+    @click.option("--label", default="", help="Appended to the name of the result files.")
+    def command(device, quick, isa, dtypes, only, no_compile, graphs, label) -> None:
         start(device, isa)
         options = Options(
             device=device,
@@ -40,7 +41,7 @@ def run(bench: OpBench) -> None:
         if dtypes:
             options = replace(options, dtypes=dtypes)
         rows = measure(bench, options)
-        name = f"{bench.op}-{isa}" if isa else bench.op
+        name = "-".join(filter(None, (bench.op, isa, label)))
         if quick or only or dtypes or no_compile:
             name += "-partial"  # never in the place of a full run
         report.write(name, rows, device)

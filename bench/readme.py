@@ -28,8 +28,6 @@ def rewritten(text: str) -> str:
 def _folder(folder: Path) -> list[str]:
     texts = []
     for path in sorted(folder.glob("*.json")):
-        if path.stem.endswith("-partial"):
-            continue
         content = json.loads(path.read_text())
         rows = content.get("summary") or content.get("rows")
         table = _ops_table(rows) if "summary" in content else _models_table(rows)
@@ -38,10 +36,11 @@ def _folder(folder: Path) -> list[str]:
 
 
 def _origin(path: Path, about: dict) -> str:
+    environment = "".join(f"{k}={v} " for k, v in about.get("environment", {}).items())
     return (
         f"**{path.stem}** on {about['device_name']}, {about['threads']} threads, "
         f"{about['cpu_isa']}, torch {about['versions']['torch']}: "
-        f"[`{path.name}`]({path.relative_to(machine.ROOT)}), made by `{about['command']}`"
+        f"[`{path.name}`]({path.relative_to(machine.ROOT)}), made by `{environment}{about['command']}`"
     )
 
 

@@ -122,8 +122,8 @@ void copy_strides(const Tensor& t, int64_t (&strides)[N]) {
   for (size_t i = 0; i < N; ++i) strides[i] = t.stride(static_cast<int64_t>(i));
 }
 
-// An uninitialised tensor on `like`'s device. Large ones on the CPU ask for huge pages before the
-// kernel's threads write them: the page faults of a fresh gradient can cost more than the kernel.
+// An uninitialised tensor on `like`'s device. Large ones on the CPU may ask for huge pages before
+// the kernel's threads write them.
 inline Tensor empty_like_type(const Tensor& like, const std::vector<int64_t>& sizes,
                               ScalarType type) {
   constexpr size_t kLarge = size_t{4} << 20;
