@@ -37,10 +37,11 @@ def _folder(folder: Path) -> list[str]:
 
 def _origin(path: Path, about: dict) -> str:
     environment = "".join(f"{k}={v} " for k, v in about.get("environment", {}).items())
+    link = f"[`{path.name}`]({path.relative_to(machine.ROOT)})"
     return (
         f"**{path.stem}** on {about['device_name']}, {about['threads']} threads, "
         f"{about['cpu_isa']}, torch {about['versions']['torch']}: "
-        f"[`{path.name}`]({path.relative_to(machine.ROOT)}), made by `{environment}{about['command']}`"
+        f"{link}, made by `{environment}{about['command']}`"
     )
 
 
