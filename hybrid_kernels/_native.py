@@ -6,6 +6,7 @@ Raises ImportError when the library was not built, or does not fit the installed
 from __future__ import annotations
 
 import ctypes
+import functools
 import json
 import os
 from pathlib import Path
@@ -54,6 +55,7 @@ def _load(path: Path) -> ctypes.CDLL:
     return library
 
 
+@functools.cache
 def build_info() -> BuildInfo:
     """Compiler, instruction sets and CUDA architectures of the library."""
     return json.loads(_library.hybrid_build_info())

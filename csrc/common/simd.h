@@ -36,13 +36,9 @@ inline Int round_up_to_lanes(Int n) {
   return (n + kLanes - 1) / kLanes * kLanes;
 }
 
-#if !defined(__AVX512F__)  // has instructions for it
-
-// 2^v = 2^n 2^fraction with n the nearest integer; the second factor by a polynomial of degree 5.
-inline F exp2(F v) {
-  v = max(broadcast(-126.f), v);
-  const F magic = broadcast(0x1.8p23f + 127);  // its sum with v has n + 127 in the lowest bits
-  const F shifted = v + magic, f = v - (shifted - magic);
+// 2^f 2^n for f in [-1/2, 1/2], by a polynomial of degree 5, and n + 127 in the lowest bits of
+// shifted: what remains of an exponential once its argument is split.
+inline F scaled_power(F f, F shifted) {
   F p = broadcast(1.327645183e-03f);
   p = fma(p, f, broadcast(9.675541173e-03f));
   p = fma(p, f, broadcast(5.550713336e-02f));
@@ -50,6 +46,16 @@ inline F exp2(F v) {
   p = fma(p, f, broadcast(6.931469670e-01f));
   p = fma(p, f, broadcast(1.000000072f));
   return p * as_float(as_int(shifted) << 23);
+}
+
+#if !defined(__AVX512F__)  // has instructions for it
+
+// 2^v = 2^n 2^fraction with n the nearest integer; the fraction in [-1/2, 1/2].
+inline F exp2(F v) {
+  v = max(broadcast(-126.f), v);
+  const F magic = broadcast(0x1.8p23f + 127);  // its sum with v has n + 127 in the lowest bits
+  const F shifted = v + magic, f = v - (shifted - magic);
+  return scaled_power(f, shifted);
 }
 
 #endif

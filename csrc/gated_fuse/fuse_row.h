@@ -27,19 +27,13 @@ struct Arithmetic<double> {
 
 // e^x for x <= 0, to about one ulp; what lies below e^-87 becomes that. With n the integer nearest
 // to x log2(e), e^x = 2^n 2^f. A fused product gives f without the rounding error of x log2(e),
-// which would grow with x. 2^f by a polynomial of degree 5 on [-1/2, 1/2].
+// which would grow with x.
 inline F exp_nonpositive(F x) {
   const F log2e = broadcast(1.44269504f);
   const F magic = broadcast(0x1.8p23f + 127);  // its sum has n + 127 in the lowest bits
   x = max(broadcast(-87.f), x);
   const F shifted = fma(x, log2e, magic), f = fma(x, log2e, magic - shifted);
-  F p = broadcast(1.327645183e-03f);
-  p = fma(p, f, broadcast(9.675541173e-03f));
-  p = fma(p, f, broadcast(5.550713336e-02f));
-  p = fma(p, f, broadcast(2.402211973e-01f));
-  p = fma(p, f, broadcast(6.931469670e-01f));
-  p = fma(p, f, broadcast(1.000000072f));
-  return p * as_float(as_int(shifted) << 23);
+  return scaled_power(f, shifted);
 }
 
 inline double exp_nonpositive(double x) { return __builtin_exp(x); }
