@@ -12,6 +12,11 @@ from python_ref.ops.atrous_dwconv import atrous_dwconv
 from python_ref.ops.atrous_partition import atrous_merge, atrous_partition
 from python_ref.ops.branch_linear import branch_project_in, branch_project_out
 from python_ref.ops.gated_fuse import gated_fuse, gated_fuse_backward
+from python_ref.ops.multiscale_attention import (
+    multiscale_attention,
+    multiscale_attention_backward,
+    multiscale_attention_out,
+)
 
 __all__ = [
     "REFERENCE",
@@ -26,6 +31,9 @@ __all__ = [
     "branch_project_out",
     "gated_fuse",
     "gated_fuse_backward",
+    "multiscale_attention",
+    "multiscale_attention_backward",
+    "multiscale_attention_out",
 ]
 
 
@@ -39,6 +47,7 @@ class OpTable:
     atrous_attention: Callable  # (qkv, bias, dilations, window, scale) -> out
     atrous_dwconv: Callable  # (x, weight, dilations, stride) -> n maps
     gated_fuse: Callable  # (x, m, weight, bias, scale, residual) -> y
+    multiscale_attention: Callable  # (q, ks, vs, scale) -> out
     branch_project_in: Callable  # (x, norms, linears) -> (B, H, W, n * D)
     branch_project_out: Callable  # (x, linears) -> n tensors (B, H, W, C)
 
@@ -47,6 +56,7 @@ REFERENCE = OpTable(
     atrous_attention=atrous_attention_out,
     atrous_dwconv=atrous_dwconv,
     gated_fuse=gated_fuse,
+    multiscale_attention=multiscale_attention_out,
     branch_project_in=branch_project_in,
     branch_project_out=branch_project_out,
 )
