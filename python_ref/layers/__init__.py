@@ -2,22 +2,36 @@
 
 from python_ref.layers.atrous_attention import AtrousAttention
 from python_ref.layers.atrous_conv import AtrousInvertedResidual
-from python_ref.layers.drop_path import DropPath
+from python_ref.layers.block import Block, PositionConv
+from python_ref.layers.conv_norm import ConvHead, ConvNorm, ConvStem, PatchEmbed
+from python_ref.layers.drop_path import DropPath, drop_path_rates
 from python_ref.layers.gate import BranchGate
+from python_ref.layers.init import init_conv_fan_out, init_linear, init_transformer
 from python_ref.layers.layout import to_nchw, to_nhwc
-from python_ref.layers.mlp import ConvNextMlp, Mlp
+from python_ref.layers.mlp import ConvNextMlp, Mlp, quick_gelu
 from python_ref.layers.norm import batch_norm
 from python_ref.layers.squeeze_excite import SqueezeExcite
 
 __all__ = [
     "AtrousAttention",
     "AtrousInvertedResidual",
+    "Block",
     "BranchGate",
+    "ConvHead",
     "ConvNextMlp",
+    "ConvNorm",
+    "ConvStem",
     "DropPath",
     "Mlp",
+    "PatchEmbed",
+    "PositionConv",
     "SqueezeExcite",
     "batch_norm",
+    "drop_path_rates",
+    "init_conv_fan_out",
+    "init_linear",
+    "init_transformer",
+    "quick_gelu",
     "to_nchw",
     "to_nhwc",
 ]

@@ -1,7 +1,17 @@
 """Stochastic depth, one draw per image."""
 
+from collections.abc import Sequence
+from itertools import count
+
 import torch
 from torch import Tensor, nn
+
+
+def drop_path_rates(rate: float, depths: Sequence[int]) -> list[list[float]]:
+    """Rates that rise linearly from 0 at the first block to `rate` at the last, per stage."""
+    last = max(sum(depths) - 1, 1)
+    rates = (rate * depth / last for depth in count())
+    return [[next(rates) for _ in range(depth)] for depth in depths]
 
 
 class DropPath(nn.Module):

@@ -5,8 +5,7 @@ Table 2. A convolutional stem and four stages of [convolution block, attention b
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from itertools import count
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +17,11 @@ from python_ref.layers import (
     DropPath,
     Mlp,
     batch_norm,
+    drop_path_rates,
     to_nchw,
     to_nhwc,
 )
+from python_ref.models.backbone import Backbone, Settings, configure
 
 _MLPS = {"mlp": Mlp, "convnext": ConvNextMlp}
 
@@ -131,42 +132,32 @@ class Head(nn.Module):
         return self.classifier(self.hidden(self.norm(pooled)).tanh())
 
 
-class ACCViT(nn.Module):
+class ACCViT(Backbone):
     """ACC-ViT backbone with classifier, see `python_ref.models.create_model`.
 
     Any input size: stage i has ceil(H / 4 / 2**i) rows, every stride rounding up.
     """
 
-    def __init__(
-        self,
-        config: ACCViTConfig,
-        num_classes: int = 1000,
-        in_chans: int = 3,
-        features_only: bool = False,
-        out_indices: Sequence[int] = (0, 1, 2, 3),
-        drop_path: float = 0.0,
-    ) -> None:
-        super().__init__()
-        _check(config, out_indices)
+    def __init__(self, config: ACCViTConfig, settings: Settings) -> None:
+        _check(config)
+        super().__init__(config.widths, (4, 8, 16, 32), settings)
         self.config = config
-        self.features_only = features_only
-        self.out_indices = tuple(out_indices)
-        self.stem = Stem(in_chans, config.stem)
+        self.stem = Stem(settings.in_chans, config.stem)
         self.stages = nn.ModuleList()
-        last = max(sum(config.layers) - 1, 1)
-        rates = (drop_path * depth / last for depth in count())
         dim_in = config.stem
-        for dim, layers, dilations in zip(
-            config.widths, config.layers, config.dilations, strict=True
+        for dim, dilations, rates in zip(
+            config.widths,
+            config.dilations,
+            drop_path_rates(settings.drop_path, config.layers),
+            strict=True,
         ):
             stage = nn.Sequential()
-            for index in range(layers):
+            for index, rate in enumerate(rates):
                 stride = 2 if index == 0 else 1
-                stage.append(Layer(dim_in, dim, stride, dilations, config, next(rates)))
+                stage.append(Layer(dim_in, dim, stride, dilations, config, rate))
                 dim_in = dim
             self.stages.append(stage)
-        has_head = num_classes > 0 and not features_only
-        self.head = Head(dim_in, num_classes) if has_head else None
+        self.head = Head(dim_in, settings.num_classes) if settings.has_head else None
         self.apply(_init_weights)
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
@@ -178,31 +169,10 @@ class ACCViT(nn.Module):
             maps.append(x)
         return maps
 
-    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
-        maps = self.forward_features(x)
-        if self.features_only:
-            return [maps[index] for index in self.out_indices]
-        if self.head is None:
-            return maps[-1].mean(dim=(2, 3))
-        return self.head(maps[-1])
 
-
-def build(
-    name: str,
-    num_classes: int,
-    in_chans: int,
-    features_only: bool,
-    out_indices: Sequence[int],
-    drop_path: float,
-    **options: object,
-) -> ACCViT:
+def build(name: str, settings: Settings, **options: object) -> ACCViT:
     """Build a variant by name; options replace fields of its `ACCViTConfig`."""
-    known = [field.name for field in fields(ACCViTConfig)]
-    unknown = sorted(set(options) - set(known))
-    if unknown:
-        raise ValueError(f"{name} has no option {unknown[0]!r}; its options are {', '.join(known)}")
-    config = replace(VARIANTS[name], **options)
-    return ACCViT(config, num_classes, in_chans, features_only, out_indices, drop_path)
+    return ACCViT(configure(VARIANTS[name], name, options), settings)
 
 
 def _init_weights(module: nn.Module) -> None:
@@ -213,7 +183,7 @@ def _init_weights(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def _check(config: ACCViTConfig, out_indices: Sequence[int]) -> None:
+def _check(config: ACCViTConfig) -> None:
     stages = len(config.widths)
     if not len(config.layers) == len(config.dilations) == stages:
         raise ValueError(
@@ -224,5 +194,3 @@ def _check(config: ACCViTConfig, out_indices: Sequence[int]) -> None:
         raise ValueError(f"head_dim must divide the widths {config.widths}, got {config.head_dim}")
     if config.mlp not in _MLPS:
         raise ValueError(f"mlp must be one of {', '.join(_MLPS)}, got {config.mlp!r}")
-    if any(not 0 <= index < stages for index in out_indices):
-        raise ValueError(f"out_indices must be in 0..{stages - 1}, got {tuple(out_indices)}")

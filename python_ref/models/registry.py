@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from python_ref.models import accvit
+from python_ref.models.backbone import Settings
 
 _FAMILIES = (accvit,)
 
@@ -39,16 +40,15 @@ def create_model(
 
     Returns:
         A module that maps (B, in_chans, H, W) to logits (B, num_classes), to pooled features, or
-        to a list of maps (B, C_i, H_i, W_i).
+        to a list of maps (B, C_i, H_i, W_i), whose widths and strides `feature_info` lists.
 
     Raises:
         ValueError: the name is unknown (the nearest names are suggested), or an option is.
     """
     for family in _FAMILIES:
         if name in family.VARIANTS:
-            return family.build(
-                name, num_classes, in_chans, features_only, out_indices, drop_path, **options
-            )
+            settings = Settings(num_classes, in_chans, features_only, tuple(out_indices), drop_path)
+            return family.build(name, settings, **options)
     near = get_close_matches(name, list_models(), n=3, cutoff=0.3)
     hint = f"did you mean {' or '.join(near)}?" if near else "list_models() names all"
     raise ValueError(f"no model is called {name!r}; {hint}")
