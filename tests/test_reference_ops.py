@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference_checks import TOLERANCE, random
 from torch import Tensor
 
 from python_ref.ops import (
@@ -21,7 +22,6 @@ from python_ref.ops import (
     gated_fuse_backward,
 )
 
-TOLERANCE = {"atol": 1e-12, "rtol": 1e-10}
 DIVISIBLE = [(14, 14, 1), (14, 14, 2), (28, 28, 4), (56, 56, 8), (28, 14, 2), (9, 6, 1)]
 RAGGED = [
     (1, 1, (2, 1)),
@@ -31,10 +31,6 @@ RAGGED = [
     (96, 96, (1, 2, 4, 8)),
     (50, 84, (1, 2)),
 ]
-
-
-def random(*shape: int, grad: bool = False) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64, requires_grad=grad)
 
 
 def sample(height: int, width: int, branches: int, window: int = 7) -> tuple[Tensor, Tensor]:

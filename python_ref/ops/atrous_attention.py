@@ -12,6 +12,7 @@ from einops import rearrange
 from torch import Tensor
 
 from python_ref.ops.atrous_partition import atrous_merge, atrous_partition
+from python_ref.ops.precision import statistics_dtype
 
 
 def atrous_attention(
@@ -48,7 +49,7 @@ def atrous_attention(
         query, key, value = _windows(branch, window, dilation)
         scores = _scores(query, key, _table(bias, k), qkv.shape[1:3], window, dilation, scale)
         out = scores.softmax(dim=-1) @ value
-        wide = [t.to(_statistics_dtype(qkv)) for t in (query, key)]
+        wide = [t.to(statistics_dtype(qkv)) for t in (query, key)]
         scores = _scores(*wide, _table(bias, k), qkv.shape[1:3], window, dilation, scale)
         lse = scores.logsumexp(dim=-1, keepdim=True)
         outs.append(_to_map(out, qkv.shape[1:3], window, dilation))
@@ -103,7 +104,7 @@ def atrous_attention_backward(
     """
     _check(qkv, bias, dilations, window)
     size, dtype = qkv.shape[1:3], qkv.dtype
-    qkv, grad_out, out = (t.to(_statistics_dtype(qkv)) for t in (qkv, grad_out, out))
+    qkv, grad_out, out = (t.to(statistics_dtype(qkv)) for t in (qkv, grad_out, out))
     grad_qkv, grad_bias = [], []
     for k, dilation in enumerate(dilations):
         query, key, value = _windows(qkv[:, :, :, k], window, dilation)
@@ -128,7 +129,7 @@ def atrous_attention_backward(
             grad_bias.append(torch.zeros_like(bias[k]).index_add(0, offsets, pairs))
     return (
         torch.stack(grad_qkv, dim=3) if grad_qkv else qkv.new_empty(0, dtype=dtype),
-        torch.stack(grad_bias) if grad_bias else qkv.new_empty(0, dtype=_statistics_dtype(qkv)),
+        torch.stack(grad_bias) if grad_bias else qkv.new_empty(0, dtype=statistics_dtype(qkv)),
     )
 
 
@@ -185,10 +186,6 @@ def _scores(
 
 def _table(bias: Tensor | None, branch: int) -> Tensor | None:
     return None if bias is None else bias[branch]
-
-
-def _statistics_dtype(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)
 
 
 def _check(qkv: Tensor, bias: Tensor | None, dilations: Sequence[int], window: int) -> None:

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from python_ref.ops.precision import statistics_dtype
+
 
 def multiscale_attention(
     q: Tensor, ks: Sequence[Tensor], vs: Sequence[Tensor], scale: float
@@ -32,7 +34,7 @@ def multiscale_attention(
         ValueError: shapes do not fit, or there is no segment.
     """
     out = multiscale_attention_out(q, ks, vs, scale)
-    lse = _scores(*(t.to(_statistics_dtype(q)) for t in (q, _joined(ks))), scale).logsumexp(dim=-1)
+    lse = _scores(*(t.to(statistics_dtype(q)) for t in (q, _joined(ks))), scale).logsumexp(dim=-1)
     return out, lse
 
 
@@ -74,7 +76,7 @@ def multiscale_attention_backward(
         (dq, [dk_i], [dv_i]) in the dtypes of the inputs; what is not needed has shape (0,).
     """
     _check(q, ks, vs)
-    dtype = _statistics_dtype(q)
+    dtype = statistics_dtype(q)
     query, grad, forward = (_heads(t.to(dtype)) for t in (q, grad_out, out))
     row_dot = (grad * forward).sum(dim=-1, keepdim=True)
     grad_query, grad_ks, grad_vs = torch.zeros_like(query), [], []
@@ -105,10 +107,6 @@ def _like(x: Tensor, grad: Tensor) -> Tensor:
 def _scores(q: Tensor, key: Tensor, scale: float) -> Tensor:
     """(B, N, h, d) and (B, M, h, d) -> (B, h, N, M)."""
     return (scale * _heads(q)) @ _heads(key).mT
-
-
-def _statistics_dtype(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)
 
 
 def _check(q: Tensor, ks: Sequence[Tensor], vs: Sequence[Tensor]) -> None:
