@@ -3,7 +3,7 @@
 from python_ref.layers.atrous_attention import AtrousAttention
 from python_ref.layers.atrous_conv import AtrousInvertedResidual
 from python_ref.layers.block import Block, PositionConv
-from python_ref.layers.conv_norm import ConvHead, ConvNorm, ConvStem, PatchEmbed
+from python_ref.layers.conv_norm import ConvHead, ConvNorm, ConvStem, PatchEmbed, PoolHead
 from python_ref.layers.drop_path import DropPath, drop_path_rates
 from python_ref.layers.gate import BranchGate
 from python_ref.layers.init import init_conv_fan_out, init_linear, init_transformer
@@ -24,6 +24,7 @@ __all__ = [
     "DropPath",
     "Mlp",
     "PatchEmbed",
+    "PoolHead",
     "PositionConv",
     "SqueezeExcite",
     "batch_norm",

@@ -46,9 +46,10 @@ class Block(nn.Module):
         self.mlp = mlp
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *shared: object) -> Tensor:
+        """x (B, H, W, C) -> the same shape; `shared`, say by a stage, goes on to the mixer."""
         if self.position is not None:
             x = self.position(x)
         if self.mixer is not None:
-            x = x + self.drop_path(self.mixer(self.norm(x)))
+            x = x + self.drop_path(self.mixer(self.norm(x), *shared))
         return x + self.drop_path(self.mlp(x))

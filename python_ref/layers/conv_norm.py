@@ -38,6 +38,9 @@ class ConvNorm(nn.Module):
 class PatchEmbed(nn.Module):
     """Strided convolution and a norm over channels: (B, H, W, C) -> (B, H', W', C').
 
+    What is left over beside whole patches is dropped, as by any convolution; a map smaller than
+    one patch is filled up to it with zeros.
+
     Args:
         in_dim: channels C.
         dim: channels C'.
@@ -72,11 +75,16 @@ class PatchEmbed(nn.Module):
         self.norm = norms[norm](dim, eps=eps) if norm else None
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv(to_nchw(x))
+        x = self.conv(self._at_least_one_patch(to_nchw(x)))
         if isinstance(self.norm, nn.BatchNorm2d):
             return to_nhwc(self.norm(x))
         x = to_nhwc(x)
         return x if self.norm is None else self.norm(x)
+
+    def _at_least_one_patch(self, x: Tensor) -> Tensor:
+        side = self.conv.kernel_size[0] - 2 * self.conv.padding[0]
+        missing = [max(0, side - length) for length in x.shape[-2:]]
+        return F.pad(x, (0, missing[1], 0, missing[0])) if any(missing) else x
 
 
 class ConvStem(nn.Sequential):
@@ -114,3 +122,16 @@ class ConvHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.expand(x).mean(dim=(2, 3)))
+
+
+class PoolHead(nn.Module):
+    """Mean over pixels, [LayerNorm], Linear: (B, C, H, W) -> logits (B, num_classes)."""
+
+    def __init__(self, dim: int, num_classes: int, norm_eps: float | None = None) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim, eps=norm_eps) if norm_eps is not None else None
+        self.classifier = nn.Linear(dim, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = x.mean(dim=(2, 3))
+        return self.classifier(pooled if self.norm is None else self.norm(pooled))
