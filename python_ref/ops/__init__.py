@@ -3,6 +3,11 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from python_ref.ops.abstract_token_attention import (
+    abstract_token_attention,
+    abstract_token_attention_backward,
+    abstract_token_attention_out,
+)
 from python_ref.ops.atrous_attention import (
     atrous_attention,
     atrous_attention_backward,
@@ -11,16 +16,39 @@ from python_ref.ops.atrous_attention import (
 from python_ref.ops.atrous_dwconv import atrous_dwconv
 from python_ref.ops.atrous_partition import atrous_merge, atrous_partition
 from python_ref.ops.branch_linear import branch_project_in, branch_project_out
+from python_ref.ops.downsample_pair import downsample_pair, downsample_pair_backward
+from python_ref.ops.dwconv_act import dwconv_act, dwconv_act_backward
+from python_ref.ops.dwconv_qkv import dwconv_qkv, dwconv_qkv_backward
 from python_ref.ops.gated_fuse import gated_fuse, gated_fuse_backward
+from python_ref.ops.lift_pool import lift_pool, lift_pool_backward
+from python_ref.ops.grouped_pointwise import grouped_pointwise, grouped_pointwise_backward
+from python_ref.ops.inject_fuse import inject_fuse, inject_fuse_backward
 from python_ref.ops.multiscale_attention import (
     multiscale_attention,
     multiscale_attention_backward,
     multiscale_attention_out,
 )
+from python_ref.ops.region_mix import region_mix, region_mix_backward
+from python_ref.ops.region_sample import region_sample, region_sample_backward
+from python_ref.ops.pool_cat import pool_cat, pool_cat_backward
+from python_ref.ops.single_query_attention import (
+    single_query_attention,
+    single_query_attention_backward,
+    single_query_attention_out,
+)
+from python_ref.ops.single_query_attention_absorbed import (
+    single_query_attention_absorbed,
+    single_query_attention_absorbed_backward,
+    single_query_attention_absorbed_out,
+)
+from python_ref.ops.value_conv import value_conv, value_conv_backward
 
 __all__ = [
     "REFERENCE",
     "OpTable",
+    "abstract_token_attention",
+    "abstract_token_attention_backward",
+    "abstract_token_attention_out",
     "atrous_attention",
     "atrous_attention_backward",
     "atrous_attention_out",
@@ -29,11 +57,37 @@ __all__ = [
     "atrous_partition",
     "branch_project_in",
     "branch_project_out",
+    "downsample_pair",
+    "downsample_pair_backward",
+    "dwconv_act",
+    "dwconv_act_backward",
+    "dwconv_qkv",
+    "dwconv_qkv_backward",
     "gated_fuse",
     "gated_fuse_backward",
+    "lift_pool",
+    "lift_pool_backward",
+    "grouped_pointwise",
+    "grouped_pointwise_backward",
+    "inject_fuse",
+    "inject_fuse_backward",
     "multiscale_attention",
     "multiscale_attention_backward",
     "multiscale_attention_out",
+    "region_mix",
+    "region_mix_backward",
+    "region_sample",
+    "region_sample_backward",
+    "pool_cat",
+    "pool_cat_backward",
+    "single_query_attention",
+    "single_query_attention_absorbed",
+    "single_query_attention_absorbed_backward",
+    "single_query_attention_absorbed_out",
+    "single_query_attention_backward",
+    "single_query_attention_out",
+    "value_conv",
+    "value_conv_backward",
 ]
 
 
@@ -44,19 +98,45 @@ class OpTable:
     Assigning another table to that attribute swaps the implementation and nothing else.
     """
 
+    abstract_token_attention: Callable  # (qkv, token, window, scale, pad_kv) -> out, summary
     atrous_attention: Callable  # (qkv, bias, dilations, window, scale) -> out
     atrous_dwconv: Callable  # (x, weight, dilations, stride) -> n maps
-    gated_fuse: Callable  # (x, m, weight, bias, scale, residual) -> y
-    multiscale_attention: Callable  # (q, ks, vs, scale) -> out
     branch_project_in: Callable  # (x, norms, linears) -> (B, H, W, n * D)
     branch_project_out: Callable  # (x, linears) -> n tensors (B, H, W, C)
+    downsample_pair: Callable  # (x, weight3, weight5, scale, shift) -> (x1, x2)
+    dwconv_act: Callable  # (x, weight, bias, act) -> y
+    gated_fuse: Callable  # (x, m, weight, bias, scale, residual) -> y
+    grouped_pointwise: Callable  # (x, weights, biases) -> y
+    inject_fuse: Callable  # (local, logit, offset) -> y
+    multiscale_attention: Callable  # (q, ks, vs, scale) -> out
+    region_sample: Callable  # (x, weight, bias) -> (B, H', W', C)
+    region_mix: Callable  # (x, g, weight, region, bias) -> y
+    dwconv_qkv: Callable  # (x, wq, wk, wv, 3 affines, stride_q, stride_kv, cls) -> q, k, v
+    lift_pool: Callable  # (x, weight, group, reduce) -> y
+    pool_cat: Callable  # (xs, height, width) -> y
+    single_query_attention: Callable  # (query, k, v, scale, exclude) -> out
+    single_query_attention_absorbed: Callable  # (query, x, wk, wv, bv, scale, exclude) -> out
+    value_conv: Callable  # (out, v, weight, bias, scale, shift) -> y
 
 
 REFERENCE = OpTable(
+    abstract_token_attention=abstract_token_attention_out,
     atrous_attention=atrous_attention_out,
     atrous_dwconv=atrous_dwconv,
-    gated_fuse=gated_fuse,
-    multiscale_attention=multiscale_attention_out,
     branch_project_in=branch_project_in,
     branch_project_out=branch_project_out,
+    downsample_pair=downsample_pair,
+    dwconv_act=dwconv_act,
+    gated_fuse=gated_fuse,
+    grouped_pointwise=grouped_pointwise,
+    inject_fuse=inject_fuse,
+    multiscale_attention=multiscale_attention_out,
+    region_sample=region_sample,
+    region_mix=region_mix,
+    dwconv_qkv=dwconv_qkv,
+    lift_pool=lift_pool,
+    pool_cat=pool_cat,
+    single_query_attention=single_query_attention_out,
+    single_query_attention_absorbed=single_query_attention_absorbed_out,
+    value_conv=value_conv,
 )
