@@ -20,17 +20,17 @@ from python_ref.ops.downsample_pair import downsample_pair, downsample_pair_back
 from python_ref.ops.dwconv_act import dwconv_act, dwconv_act_backward
 from python_ref.ops.dwconv_qkv import dwconv_qkv, dwconv_qkv_backward
 from python_ref.ops.gated_fuse import gated_fuse, gated_fuse_backward
-from python_ref.ops.lift_pool import lift_pool, lift_pool_backward
 from python_ref.ops.grouped_pointwise import grouped_pointwise, grouped_pointwise_backward
 from python_ref.ops.inject_fuse import inject_fuse, inject_fuse_backward
+from python_ref.ops.lift_pool import lift_pool, lift_pool_backward
 from python_ref.ops.multiscale_attention import (
     multiscale_attention,
     multiscale_attention_backward,
     multiscale_attention_out,
 )
+from python_ref.ops.pool_cat import pool_cat, pool_cat_backward
 from python_ref.ops.region_mix import region_mix, region_mix_backward
 from python_ref.ops.region_sample import region_sample, region_sample_backward
-from python_ref.ops.pool_cat import pool_cat, pool_cat_backward
 from python_ref.ops.single_query_attention import (
     single_query_attention,
     single_query_attention_backward,
@@ -65,21 +65,21 @@ __all__ = [
     "dwconv_qkv_backward",
     "gated_fuse",
     "gated_fuse_backward",
-    "lift_pool",
-    "lift_pool_backward",
     "grouped_pointwise",
     "grouped_pointwise_backward",
     "inject_fuse",
     "inject_fuse_backward",
+    "lift_pool",
+    "lift_pool_backward",
     "multiscale_attention",
     "multiscale_attention_backward",
     "multiscale_attention_out",
+    "pool_cat",
+    "pool_cat_backward",
     "region_mix",
     "region_mix_backward",
     "region_sample",
     "region_sample_backward",
-    "pool_cat",
-    "pool_cat_backward",
     "single_query_attention",
     "single_query_attention_absorbed",
     "single_query_attention_absorbed_backward",
