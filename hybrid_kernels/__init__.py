@@ -3,7 +3,7 @@
 import os
 
 from .backends import get_backend, set_backend, use_backend
-from .models import accelerate, create_model, list_models
+from .models import accelerate, create_model, list_models, load_weights, save_weights
 from .ops import atrous_attention, atrous_merge, atrous_partition, gated_fuse
 
 __version__ = "0.1.0"
@@ -16,6 +16,8 @@ __all__ = [
     "gated_fuse",
     "get_backend",
     "list_models",
+    "load_weights",
+    "save_weights",
     "set_backend",
     "use_backend",
 ]

@@ -59,7 +59,7 @@ def run_demo(
 
     Raises:
         ValueError: the model is unknown, or the pixel outside the photograph.
-        RuntimeError: the checkpoint does not fit the model.
+        ValueError: the checkpoint does not fit the model.
         OSError: the picture cannot be read or written.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"

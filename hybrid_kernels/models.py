@@ -1,19 +1,24 @@
 """Backbones by name, and the switch between reference and fused ops inside a model."""
 
 import os
-from pathlib import Path
 
-import torch
 from torch import nn
 
 from python_ref import models as reference
-from python_ref.models import list_models
+from python_ref.models import list_models, load_weights, save_weights
 from python_ref.ops import REFERENCE, OpTable
 
 from . import backends
 from .nn import FUSED
 
-__all__ = ["accelerate", "accelerated_ops", "create_model", "list_models"]
+__all__ = [
+    "accelerate",
+    "accelerated_ops",
+    "create_model",
+    "list_models",
+    "load_weights",
+    "save_weights",
+]
 
 
 def create_model(
@@ -38,12 +43,12 @@ def create_model(
         ``features_only``, to the list of stage outputs ``(B, C_i, H_i, W_i)``.
 
     Raises:
-        ValueError: The name, an option or the backend is unknown.
-        RuntimeError: The checkpoint does not fit, or the backend cannot be used here.
+        ValueError: The name, an option or the backend is unknown, or the checkpoint does not fit.
+        RuntimeError: The backend cannot be used here.
     """
     model = reference.create_model(name, **options)
     if checkpoint is not None:
-        model.load_state_dict(_load(Path(checkpoint)))
+        load_weights(model, checkpoint)
     return model if backend == "reference" else accelerate(model, backend)
 
 
@@ -93,11 +98,3 @@ def accelerated_ops(model: nn.Module) -> dict[str, tuple[str, ...]]:
 def _mixers(model: nn.Module) -> dict[str, nn.Module]:
     modules = model.named_modules()
     return {name: m for name, m in modules if isinstance(getattr(m, "ops", None), OpTable)}
-
-
-def _load(path: Path) -> dict[str, torch.Tensor]:
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(path)
-    return torch.load(path, map_location="cpu", weights_only=True)

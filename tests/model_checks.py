@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
+from python_ref.models.weights import load_weights, save_weights
 from python_ref.published import Row, agrees
 
 Build = Callable[..., nn.Module]
@@ -67,8 +67,8 @@ def check_round_trip(build: Build, folder: Path, size: tuple[int, int] = (64, 48
     """Saved and loaded weights give the same bits, and so does a second run in eval mode."""
     torch.manual_seed(0)
     model, other = build(num_classes=10).eval(), build(num_classes=10).eval()
-    save_model(model, str(folder / "weights.safetensors"))
-    load_model(other, str(folder / "weights.safetensors"))
+    save_weights(model, folder / "weights.safetensors")
+    load_weights(other, folder / "weights.safetensors")
     x = torch.randn(2, 3, *size)
     with torch.no_grad():
         expected = model(x)
