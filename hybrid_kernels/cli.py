@@ -1,5 +1,6 @@
-"""The command line: ``hybrid-kernels info | check | bench | tune | demo``."""
+"""The command line: ``hybrid-kernels info | check | bench | count | tune | demo``."""
 
+import ast
 import importlib.util
 import json
 import os
@@ -167,6 +168,81 @@ def _bench_scripts(checkout: Path) -> list[str]:
             USAGE,
         )
     return [script.stem.removeprefix("bench_") for script in scripts]
+
+
+@main.command(epilog=EXIT_CODES)
+@click.argument("name", required=False)
+@click.option("--size", default="224", show_default=True, help="Image side, or ROWSxCOLUMNS.")
+@click.option(
+    "--convention",
+    type=click.Choice(["macs", "modules", "fvcore", "mmcv", "paper"]),
+    default="macs",
+    show_default=True,
+    help="What counts; `paper` is as the model's own paper counted.",
+)
+@click.option("--option", multiple=True, metavar="KEY=VALUE", help="Of the family; repeatable.")
+@click.option("--depth", default=2, show_default=True, help="How deep modules are told apart.")
+@click.option("--published", is_flag=True, help="All tables of the papers instead of one model.")
+@click.option(
+    "--markdown",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="With --published: write the tables to this file.",
+)
+def count(
+    name: str | None,
+    size: str,
+    convention: str,
+    option: tuple[str, ...],
+    depth: int,
+    published: bool,
+    markdown: Path | None,
+) -> None:
+    """Parameters and multiply-accumulates of a model, by module, beside its paper's figures."""
+    from . import count as counting
+
+    console = _console()
+    if published:
+        lines = list(counting.markdown())
+        if markdown is None:
+            console.print("\n".join(lines), markup=False)
+        else:
+            markdown.write_text("\n".join(lines) + "\n")
+        return
+    if name is None:
+        raise Problem("name a model, or ask for --published", USAGE)
+    options, pixels = _parse_options(option), _parse_size(size)
+    try:
+        found = counting.published_rows(name, pixels, options)
+        if convention == "paper" and not found:
+            raise Problem(f"no paper prints figures for {name} with these options", USAGE)
+        training = convention == "paper" and found[0].training
+        counted = counting.count_model(name, pixels, options, training)
+    except ValueError as problem:
+        raise Problem(str(problem), USAGE) from problem
+    weights = found[0].convention if convention == "paper" else convention
+    console.print(counting.module_table(counted, weights, depth))
+    if found:
+        console.print(counting.published_table(found))
+
+
+def _parse_size(text: str) -> tuple[int, int]:
+    sides = text.lower().split("x")
+    if not all(side.isdigit() and int(side) for side in sides) or len(sides) > 2:
+        raise Problem(f"--size {text}: a number, or ROWSxCOLUMNS, for example 800x1280", USAGE)
+    return int(sides[0]), int(sides[-1])
+
+
+def _parse_options(pairs: tuple[str, ...]) -> dict:
+    options = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise Problem(f"--option {pair}: write KEY=VALUE", USAGE)
+        try:
+            options[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            options[key] = value
+    return options
 
 
 @main.command(epilog=EXIT_CODES)

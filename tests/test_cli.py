@@ -44,12 +44,40 @@ def test_info_as_tables_shows_versions_and_ops():
 
 
 def test_every_command_documents_its_exit_codes():
-    for command in ("info", "check", "bench", "tune", "demo"):
+    for command in ("info", "check", "bench", "count", "tune", "demo"):
         assert "Exit codes:" in invoke(command, "--help").stdout
 
 
 def test_unknown_command_is_a_usage_error():
     assert_problem(invoke("profile"), 2, "No such command 'profile'")
+
+
+def test_count_shows_modules_and_the_papers_figures():
+    result = invoke("count", "accvit_tiny", "--convention", "paper")
+    assert result.exit_code == 0, result.output
+    for text in ("28,367,252", "5,694,075,392", "Table 2", "28.367", "stages.3"):
+        assert text in result.stdout
+
+
+def test_count_takes_sizes_and_options():
+    result = invoke("count", "accvit_femto", "--size", "64x96", "--option", "layers=(1, 1, 1, 1)")
+    assert result.exit_code == 0, result.output
+    assert "published" not in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "name a model"),
+        (("accvit_tyny",), "did you mean accvit_tiny"),
+        (("accvit_tiny", "--size", "2y"), "ROWSxCOLUMNS"),
+        (("accvit_tiny", "--option", "gate"), "KEY=VALUE"),
+        (("accvit_tiny", "--option", "gait=1"), "no option 'gait'"),
+        (("accvit_tiny", "--size", "96", "--convention", "paper"), "no paper prints figures"),
+    ],
+)
+def test_count_names_what_is_wrong(arguments, message):
+    assert_problem(invoke("count", *arguments), 2, message)
 
 
 def test_check_of_one_op_succeeds():
