@@ -6,10 +6,10 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from python_ref.models import accvit
+from python_ref.models import accvit, coat, p2t, shunted, topformer
 from python_ref.models.backbone import Settings
 
-_FAMILIES = (accvit,)
+_FAMILIES = (accvit, coat, p2t, shunted, topformer)
 
 
 def list_models(pattern: str = "*") -> list[str]:
