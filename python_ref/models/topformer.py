@@ -6,6 +6,7 @@ baseline of MSCSA (Table 6), which keeps the pyramid and replaces the transforme
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 import torch
 import torch.nn.functional as F
@@ -45,6 +46,11 @@ class TopFormerConfig:
     def widths(self) -> tuple[int, ...]:
         """Channels of the levels."""
         return tuple(self.bottlenecks[tap - 1][2] for tap in self.taps)
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Pixels of the image per pixel of the levels; the stem has stride 2."""
+        return tuple(2 * prod(stride for *_, stride in self.bottlenecks[:tap]) for tap in self.taps)
 
 
 VARIANTS = {
@@ -212,10 +218,18 @@ class TopFormer(Backbone):
     """TopFormer with classifier, see `python_ref.models.create_model`.
 
     The stage maps are the levels of the pyramid.
+
+    Raises:
+        ValueError: taps do not increase, or leave bottlenecks unused.
     """
 
     def __init__(self, config: TopFormerConfig, settings: Settings) -> None:
-        super().__init__(config.widths, (4, 8, 16, 32), settings)
+        taps, last = config.taps, len(config.bottlenecks)
+        if list(taps) != sorted(set(taps)) or not taps or taps[0] < 1 or taps[-1] != last:
+            raise ValueError(
+                f"taps must increase and end at the last of the {last} bottlenecks, got {taps}"
+            )
+        super().__init__(config.widths, config.strides, settings)
         self.pyramid = TokenPyramid(config, settings.in_chans)
         self.extractor = SemanticsExtractor(config, 1, settings.drop_path)
         dim = sum(config.widths)
