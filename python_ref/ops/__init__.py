@@ -15,20 +15,33 @@ from python_ref.ops.atrous_attention import (
 )
 from python_ref.ops.atrous_dwconv import atrous_dwconv
 from python_ref.ops.atrous_partition import atrous_merge, atrous_partition
+from python_ref.ops.bilinear_sample import bilinear_sample, bilinear_sample_backward
 from python_ref.ops.branch_linear import branch_project_in, branch_project_out
+from python_ref.ops.context_topk import context_topk
+from python_ref.ops.conv_attention import conv_attention, conv_attention_backward
+from python_ref.ops.conv_attention_fused import conv_attention_fused, conv_attention_fused_backward
 from python_ref.ops.downsample_pair import downsample_pair, downsample_pair_backward
 from python_ref.ops.dwconv_act import dwconv_act, dwconv_act_backward
 from python_ref.ops.dwconv_qkv import dwconv_qkv, dwconv_qkv_backward
 from python_ref.ops.gated_fuse import gated_fuse, gated_fuse_backward
+from python_ref.ops.group_propagate import group_propagate, group_propagate_backward
 from python_ref.ops.grouped_pointwise import grouped_pointwise, grouped_pointwise_backward
 from python_ref.ops.inject_fuse import inject_fuse, inject_fuse_backward
 from python_ref.ops.lift_pool import lift_pool, lift_pool_backward
+from python_ref.ops.mixed_head_attention import (
+    mixed_head_attention,
+    mixed_head_attention_backward,
+    mixed_head_attention_out,
+)
 from python_ref.ops.multiscale_attention import (
     multiscale_attention,
     multiscale_attention_backward,
     multiscale_attention_out,
 )
+from python_ref.ops.partial_combine import partial_combine, partial_combine_backward
+from python_ref.ops.patch_embed import patch_embed, patch_embed_backward, patch_embed_out
 from python_ref.ops.pool_cat import pool_cat, pool_cat_backward
+from python_ref.ops.propagate_conv import propagate, propagate_conv, propagate_conv_backward
 from python_ref.ops.region_mix import region_mix, region_mix_backward
 from python_ref.ops.region_sample import region_sample, region_sample_backward
 from python_ref.ops.single_query_attention import (
@@ -41,7 +54,10 @@ from python_ref.ops.single_query_attention_absorbed import (
     single_query_attention_absorbed_backward,
     single_query_attention_absorbed_out,
 )
+from python_ref.ops.strip_dwconv import strip_dwconv, strip_dwconv_backward
+from python_ref.ops.token_fusion import token_fusion, token_fusion_backward
 from python_ref.ops.value_conv import value_conv, value_conv_backward
+from python_ref.ops.whiten_conv import whiten_conv, whiten_conv_backward
 
 __all__ = [
     "REFERENCE",
@@ -55,8 +71,15 @@ __all__ = [
     "atrous_dwconv",
     "atrous_merge",
     "atrous_partition",
+    "bilinear_sample",
+    "bilinear_sample_backward",
     "branch_project_in",
     "branch_project_out",
+    "context_topk",
+    "conv_attention",
+    "conv_attention_backward",
+    "conv_attention_fused",
+    "conv_attention_fused_backward",
     "downsample_pair",
     "downsample_pair_backward",
     "dwconv_act",
@@ -65,17 +88,30 @@ __all__ = [
     "dwconv_qkv_backward",
     "gated_fuse",
     "gated_fuse_backward",
+    "group_propagate",
+    "group_propagate_backward",
     "grouped_pointwise",
     "grouped_pointwise_backward",
     "inject_fuse",
     "inject_fuse_backward",
     "lift_pool",
     "lift_pool_backward",
+    "mixed_head_attention",
+    "mixed_head_attention_backward",
+    "mixed_head_attention_out",
     "multiscale_attention",
     "multiscale_attention_backward",
     "multiscale_attention_out",
+    "partial_combine",
+    "partial_combine_backward",
+    "patch_embed",
+    "patch_embed_backward",
+    "patch_embed_out",
     "pool_cat",
     "pool_cat_backward",
+    "propagate",
+    "propagate_conv",
+    "propagate_conv_backward",
     "region_mix",
     "region_mix_backward",
     "region_sample",
@@ -86,8 +122,14 @@ __all__ = [
     "single_query_attention_absorbed_out",
     "single_query_attention_backward",
     "single_query_attention_out",
+    "strip_dwconv",
+    "strip_dwconv_backward",
+    "token_fusion",
+    "token_fusion_backward",
     "value_conv",
     "value_conv_backward",
+    "whiten_conv",
+    "whiten_conv_backward",
 ]
 
 
@@ -101,6 +143,18 @@ class OpTable:
     abstract_token_attention: Callable  # (qkv, token, window, scale, pad_kv) -> out, summary
     atrous_attention: Callable  # (qkv, bias, dilations, window, scale) -> out
     atrous_dwconv: Callable  # (x, weight, dilations, stride) -> n maps
+    conv_attention: Callable  # (v, logits, scale, kernel, stride, padding) -> y
+    conv_attention_fused: Callable  # (x, dw, logit_weight, logit_bias, value_weight, heads, scale)
+    patch_embed: Callable  # (x, weight, patch, kind, pool_mode) -> (B, H', W', C')
+    propagate_conv: Callable  # (maps, kernels, weight, H, W, gate_x, gate_weight) -> y
+    strip_dwconv: Callable  # (x, horizontal, vertical) -> (B, H, W, C)
+    whiten_conv: Callable  # (x, weight, dw_weight, axis) -> (B, H, W, C')
+    token_fusion: Callable  # (q, kv, y, scale) -> z
+    bilinear_sample: Callable  # (x, offset) -> y
+    mixed_head_attention: Callable  # (q, k, v, w1, b1, w2, b2, scale) -> out
+    context_topk: Callable  # (u, n) -> index
+    partial_combine: Callable  # (x, update, foreground, index) -> out
+    group_propagate: Callable  # (x, w3, b3, w5, b5, kv3, kv5, scale) -> y
     branch_project_in: Callable  # (x, norms, linears) -> (B, H, W, n * D)
     branch_project_out: Callable  # (x, linears) -> n tensors (B, H, W, C)
     downsample_pair: Callable  # (x, weight3, weight5, scale, shift) -> (x1, x2)
@@ -123,6 +177,18 @@ REFERENCE = OpTable(
     abstract_token_attention=abstract_token_attention_out,
     atrous_attention=atrous_attention_out,
     atrous_dwconv=atrous_dwconv,
+    conv_attention=conv_attention,
+    conv_attention_fused=conv_attention_fused,
+    patch_embed=patch_embed_out,
+    propagate_conv=propagate_conv,
+    strip_dwconv=strip_dwconv,
+    whiten_conv=whiten_conv,
+    token_fusion=token_fusion,
+    bilinear_sample=bilinear_sample,
+    mixed_head_attention=mixed_head_attention_out,
+    context_topk=context_topk,
+    partial_combine=partial_combine,
+    group_propagate=group_propagate,
     branch_project_in=branch_project_in,
     branch_project_out=branch_project_out,
     downsample_pair=downsample_pair,
