@@ -16,7 +16,7 @@ class Settings:
     num_classes: int = 1000
     in_chans: int = 3
     features_only: bool = False
-    out_indices: tuple[int, ...] = (0, 1, 2, 3)
+    out_indices: tuple[int, ...] | None = None  # all stages
     drop_path: float = 0.0
 
     @property
@@ -50,10 +50,13 @@ class Backbone(nn.Module):
     def __init__(self, widths: Sequence[int], strides: Sequence[int], settings: Settings) -> None:
         super().__init__()
         stages = len(widths)
-        if any(not 0 <= index < stages for index in settings.out_indices):
-            raise ValueError(f"out_indices must be in 0..{stages - 1}, got {settings.out_indices}")
+        indices = settings.out_indices
+        if indices is None:
+            indices = tuple(range(stages))
+        if any(not 0 <= index < stages for index in indices):
+            raise ValueError(f"out_indices must be in 0..{stages - 1}, got {indices}")
         self.features_only = settings.features_only
-        self.out_indices = settings.out_indices
+        self.out_indices = indices
         self.stage_info = tuple(map(FeatureInfo, widths, strides))
         self.head: nn.Module | None = None
 
