@@ -6,10 +6,10 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from python_ref.models import accvit, coat, p2t, shunted, topformer
+from python_ref.models import accvit, coat, convnext, p2t, pvt_v2, resnet, shunted, topformer
 from python_ref.models.backbone import Settings
 
-_FAMILIES = (accvit, coat, p2t, shunted, topformer)
+_FAMILIES = (accvit, coat, convnext, p2t, pvt_v2, resnet, shunted, topformer)
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -23,7 +23,7 @@ def create_model(
     num_classes: int = 1000,
     in_chans: int = 3,
     features_only: bool = False,
-    out_indices: Sequence[int] = (0, 1, 2, 3),
+    out_indices: Sequence[int] | None = None,
     drop_path: float = 0.0,
     **options: object,
 ) -> nn.Module:
@@ -34,7 +34,7 @@ def create_model(
         num_classes: width of the classifier; 0 returns pooled features instead of logits.
         in_chans: channels of the input image.
         features_only: return the list of stage outputs instead of logits, without a head.
-        out_indices: stages to return with features_only.
+        out_indices: stages to return with features_only; all unless given.
         drop_path: rate of stochastic depth at the last layer, rising linearly from 0.
         **options: settings of the family that replace those of the variant.
 
@@ -47,7 +47,8 @@ def create_model(
     """
     for family in _FAMILIES:
         if name in family.VARIANTS:
-            settings = Settings(num_classes, in_chans, features_only, tuple(out_indices), drop_path)
+            indices = None if out_indices is None else tuple(out_indices)
+            settings = Settings(num_classes, in_chans, features_only, indices, drop_path)
             return family.build(name, settings, **options)
     near = get_close_matches(name, list_models(), n=3, cutoff=0.3)
     hint = f"did you mean {' or '.join(near)}?" if near else "list_models() names all"
