@@ -24,7 +24,7 @@ class Block(nn.Module):
         mixer: (B, H, W, C) -> (B, H, W, C); None leaves the first residual branch out.
         mlp: the same; holds its own norm.
         dim: channels C.
-        norm_eps: of the LayerNorm before the mixer.
+        norm_eps: of the LayerNorm before the mixer; None for a mixer that holds its own norm.
         drop_path: rate of both branches.
         position: applied to the input first, for example a `PositionConv`.
     """
@@ -35,13 +35,14 @@ class Block(nn.Module):
         mlp: nn.Module,
         dim: int,
         *,
-        norm_eps: float = 1e-5,
+        norm_eps: float | None = 1e-5,
         drop_path: float = 0.0,
         position: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.position = position
-        self.norm = nn.LayerNorm(dim, eps=norm_eps) if mixer is not None else None
+        has_norm = mixer is not None and norm_eps is not None
+        self.norm = nn.LayerNorm(dim, eps=norm_eps) if has_norm else None
         self.mixer = mixer
         self.mlp = mlp
         self.drop_path = DropPath(drop_path)
@@ -51,5 +52,6 @@ class Block(nn.Module):
         if self.position is not None:
             x = self.position(x)
         if self.mixer is not None:
-            x = x + self.drop_path(self.mixer(self.norm(x), *shared))
+            normed = x if self.norm is None else self.norm(x)
+            x = x + self.drop_path(self.mixer(normed, *shared))
         return x + self.drop_path(self.mlp(x))
