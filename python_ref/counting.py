@@ -195,8 +195,19 @@ def _gated_fuse(out: Tensor, x: Tensor, m: list, weight: Tensor | None, *_, **__
     return {"conv": 0 if weight is None else weight.shape[0] * x.numel()}
 
 
+def _single_query_attention(out: Tensor, query, k, v, scale, exclude=None) -> dict:
+    """Tokens that are masked cost nothing."""
+    number = k.shape[1] - (0 if exclude is None else exclude.shape[1])
+    queries = out.shape[:2].numel() * out.shape[2]
+    return {"attention": queries * number * (k.shape[-1] + v.shape[-1])}
+
+
 # Ops of the reference that are not written with the products that they stand for.
-OP_TALLIES: dict[str, Callable] = {"gated_fuse": _gated_fuse}
+OP_TALLIES: dict[str, Callable] = {
+    "bilinear_sample": _elements_written("sample"),
+    "gated_fuse": _gated_fuse,
+    "single_query_attention": _single_query_attention,
+}
 
 
 @contextmanager

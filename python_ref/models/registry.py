@@ -6,10 +6,23 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from python_ref.models import accvit, coat, convnext, p2t, pvt_v2, resnet, shunted, topformer
+from python_ref.models import (
+    accvit,
+    coat,
+    convnext,
+    cvt,
+    emsnet,
+    mat,
+    mscsa,
+    p2t,
+    pvt_v2,
+    resnet,
+    shunted,
+    topformer,
+)
 from python_ref.models.backbone import Settings
 
-_FAMILIES = (accvit, coat, convnext, p2t, pvt_v2, resnet, shunted, topformer)
+_FAMILIES = (accvit, coat, convnext, cvt, mat, mscsa, p2t, pvt_v2, resnet, shunted, topformer)
 
 
 def list_models(pattern: str = "*") -> list[str]:
