@@ -32,7 +32,7 @@ def region_mix(x: Tensor, g: Tensor, weight: Tensor, region: int, bias: Tensor |
         ValueError: shapes do not fit, k is even, or the map has no pixel.
     """
     _check(x, g, weight, region, bias)
-    z = _sum(x, g, region)
+    z = region_sum(x, g, region)
     bias = None if bias is None else bias.to(z.dtype)
     return depthwise(z, weight.to(z.dtype), bias).to(x.dtype)
 
@@ -71,16 +71,16 @@ def region_mix_backward(
     if need_x or need_g:
         grad_z = depthwise_backward_input(grad, weight.to(wide), x.shape[1], x.shape[2])
         grad_x = grad_z.to(x.dtype) if need_x else grad_x
-        grad_g = _region_sums(grad_z, g, region) if need_g else grad_g
+        grad_g = _sums_over_regions(grad_z, g, region) if need_g else grad_g
     if need_weight:
-        z = _sum(x.to(wide), g.to(wide), region)
+        z = region_sum(x.to(wide), g.to(wide), region)
         grad_weight = depthwise_backward_weight(grad, z, weight.shape[0])
     if need_bias:
         grad_bias = grad.sum(dim=(0, 1, 2))
     return grad_x, grad_g, grad_weight, grad_bias
 
 
-def _sum(x: Tensor, g: Tensor, region: int) -> Tensor:
+def region_sum(x: Tensor, g: Tensor, region: int) -> Tensor:
     """x plus the nearest up-sampling of g, cropped to the map.
 
     Not `interpolate`: from the ratio of ragged sizes it finds other source pixels than i // r.
@@ -89,7 +89,7 @@ def _sum(x: Tensor, g: Tensor, region: int) -> Tensor:
     return x + upsampled[:, : x.shape[1], : x.shape[2]]
 
 
-def _region_sums(grad_z: Tensor, g: Tensor, region: int) -> Tensor:
+def _sums_over_regions(grad_z: Tensor, g: Tensor, region: int) -> Tensor:
     padded = F.pad(grad_z, (0, 0, 0, -grad_z.shape[2] % region, 0, -grad_z.shape[1] % region))
     return padded.unflatten(2, (-1, region)).unflatten(1, (-1, region)).sum(dim=(2, 4)).to(g.dtype)
 
