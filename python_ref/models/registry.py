@@ -13,16 +13,37 @@ from python_ref.models import (
     cvt,
     emsnet,
     mat,
+    mcga,
+    mhvn,
     mscsa,
     p2t,
+    partialformer,
     pvt_v2,
     resnet,
     shunted,
+    swin,
     topformer,
 )
 from python_ref.models.backbone import Settings
 
-_FAMILIES = (accvit, coat, convnext, cvt, mat, mscsa, p2t, pvt_v2, resnet, shunted, topformer)
+_FAMILIES = (
+    accvit,
+    coat,
+    convnext,
+    cvt,
+    emsnet,
+    mat,
+    mcga,
+    mhvn,
+    mscsa,
+    p2t,
+    partialformer,
+    pvt_v2,
+    resnet,
+    shunted,
+    swin,
+    topformer,
+)
 
 
 def list_models(pattern: str = "*") -> list[str]:
