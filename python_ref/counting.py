@@ -202,8 +202,14 @@ def _single_query_attention(out: Tensor, query, k, v, scale, exclude=None) -> di
     return {"attention": queries * number * (k.shape[-1] + v.shape[-1])}
 
 
+def _atrous_attention(out: Tensor, qkv, bias, dilations, window: int, scale) -> dict:
+    """Every pixel attends to a window; what surrounds a map that does not tile is not counted."""
+    return {"attention": 2 * out.numel() * window**2}
+
+
 # Ops of the reference that are not written with the products that they stand for.
 OP_TALLIES: dict[str, Callable] = {
+    "atrous_attention": _atrous_attention,
     "bilinear_sample": _elements_written("sample"),
     "gated_fuse": _gated_fuse,
     "single_query_attention": _single_query_attention,

@@ -45,7 +45,7 @@ def group_propagate(
         ValueError: shapes do not fit.
     """
     _check(x, w3, b3, w5, b5, kv3, kv5)
-    out = torch.zeros_like(_queries(x, w3, b3, kv3))
+    out = torch.zeros_like(x).flatten(1, 2).unflatten(-1, kv3.shape[3:])
     for weight, bias, kv in ((w3, b3, kv3), (w5, b5, kv5)):
         out = token_fusion(_queries(x, weight, bias, kv), kv, out, scale)
     return out.reshape(x.shape)
