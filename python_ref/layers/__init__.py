@@ -17,6 +17,7 @@ from python_ref.layers.mscsa import MSCSA
 from python_ref.layers.norm import batch_norm
 from python_ref.layers.patch_merging import PatchMerging
 from python_ref.layers.squeeze_excite import SqueezeExcite
+from python_ref.layers.window_attention import WindowAttention
 
 __all__ = [
     "MSCSA",
@@ -39,6 +40,7 @@ __all__ = [
     "PoolHead",
     "PositionConv",
     "SqueezeExcite",
+    "WindowAttention",
     "batch_norm",
     "drop_path_rates",
     "init_conv_fan_out",
