@@ -56,7 +56,7 @@ VARIANTS = {
     "mat_4": MATConfig(48, (3, 3, 8, 8), 16),
     "mat_5": MATConfig(64, (2, 2, 8, 8), 16),
 }
-# Table 4.2 without attention: MLPs alone, and without their convolutions.
+# The ablation's baseline: MLPs alone, without their convolutions.
 PURE_MLP = {"mixers": ("none",) * 4, "mlp_depthwise": False}
 
 
@@ -138,7 +138,7 @@ class AbstractTokenAttention(nn.Module):
 
 
 class WindowAttention(nn.Module):
-    """Multi-head attention within windows and nothing else, the baseline of Table 4.2."""
+    """Multi-head attention within windows and nothing else, a baseline of the ablation."""
 
     used_ops = ("atrous_attention",)
 
