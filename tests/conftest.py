@@ -15,3 +15,16 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if metafunc.cls is not None and issubclass(metafunc.cls, harness.OpSuite):
         harness.pytest_parameters(metafunc.cls, metafunc)
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    """What the checks against other implementations recorded, whatever worker they ran on."""
+    lines = [
+        f"{report.nodeid.partition('::')[2]}: {value}"
+        for report in terminalreporter.getreports("passed")
+        for name, value in report.user_properties
+        if name == "difference"
+    ]
+    if lines:
+        terminalreporter.section("relative differences from other implementations, float64")
+        terminalreporter.line("\n".join(lines))
