@@ -172,10 +172,8 @@ def cross_scale_attention_by_hand(layer: CrossScaleAttention, x: Tensor, scales)
         z = projection.norm(F.conv2d(y, projection.conv.weight))
         keys.append(z[:, -3 * inner : -2 * inner].flatten(2))
         values.append(z[:, -2 * inner :])
-    query = projection_of_queries = layer.projections[0].norm(
-        F.conv2d(x, layer.projections[0].conv.weight)
-    )[:, : layer.heads * head_dim]
-    query = projection_of_queries.flatten(2)
+    projection = layer.projections[0]
+    query = projection.norm(F.conv2d(x, projection.conv.weight)).flatten(2)
     key = torch.cat(keys, dim=2)
     value = torch.cat([v.flatten(2) for v in values], dim=2)
     heads = []

@@ -73,6 +73,27 @@ def test_levels_carry_the_stride_of_their_tap():
     check_features(partial(tiny, taps=(1, 4, 7, 9)), RAGGED, (0, 1))
 
 
+@pytest.mark.parametrize("size", [(64, 96), RAGGED, (33, 2)])
+def test_levels_with_semantics_have_one_width(size):
+    check_features(partial(small, inject_width=24), size, (1, 2, 3))
+
+
+def test_semantics_of_half_the_last_size_are_injected_into_every_level():
+    torch.manual_seed(0)
+    model = small(inject_width=24, features_only=True).double().eval()
+    image = torch.randn(1, 3, 96, 160, dtype=torch.float64)
+    levels = model.pyramid(image)
+    pooled = torch.cat([F.adaptive_avg_pool2d(level, (2, 3)) for level in levels], dim=1)
+    semantics = model.extractor.blocks(pooled).split([16, 32, 64, 96], dim=1)
+    for fused, level, g, layer in zip(
+        model(image), levels, semantics, model.injections.values(), strict=True
+    ):
+        up = partial(F.interpolate, size=level.shape[2:], mode="bilinear")
+        gate = up(F.relu6(layer.weight(g) + 3) / 6)
+        expected = layer.local(level) * gate + up(layer.offset(g))
+        torch.testing.assert_close(fused, expected, atol=1e-12, rtol=1e-10)
+
+
 def test_no_classes_gives_pooled_features():
     check_pooled_features(small)
 

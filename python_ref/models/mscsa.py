@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from python_ref.layers import MSCSA, Injection, init_conv_fan_out, init_linear, to_nchw
-from python_ref.models import coat, convnext, p2t, pvt_v2, resnet, shunted, topformer
+from python_ref.models import coat, convnext, p2t, pvt_v2, resnet, shunted, swin, topformer
 from python_ref.models.backbone import Backbone, Settings, configure
 
-_FAMILIES = (coat, convnext, p2t, pvt_v2, resnet, shunted, topformer)
+_FAMILIES = (coat, convnext, p2t, pvt_v2, resnet, shunted, swin, topformer)
 HEADS = ("mscsa", "concat")
 GRIDS = (16, 32, 64)
 
@@ -52,14 +52,9 @@ class MSCSAConfig:
 
 
 _SERIAL_ONLY = {"parallel_depth": 0}
-_PYRAMID_ONLY = {"depth": 0}
 _TABLE_7 = {
-    "topformer_t": MSCSAConfig(
-        1, 2, 4, 14, 3, dense_grid=64, inject_width=128, backbone=_PYRAMID_ONLY
-    ),
-    "topformer_b": MSCSAConfig(
-        1, 2, 8, 12, 3, dense_grid=64, inject_width=256, backbone=_PYRAMID_ONLY
-    ),
+    "topformer_t": MSCSAConfig(1, 2, 4, 14, 3, dense_grid=64, inject_width=128),
+    "topformer_b": MSCSAConfig(1, 2, 8, 12, 3, dense_grid=64, inject_width=256),
     "coat_tiny": MSCSAConfig(1, 3, 8, 22, 1.5, grid=16, backbone=_SERIAL_ONLY),
     "coat_small": MSCSAConfig(1, 3, 8, 52, 2, grid=16, backbone=_SERIAL_ONLY),
     "resnet18": MSCSAConfig(5 / 8, 1, 8, 24),
@@ -73,9 +68,7 @@ _TABLE_7 = {
     "convnext_t": MSCSAConfig(3 / 4, 1, 12, 28),
 }
 _FAMILY_OF = {name: family for family in _FAMILIES for name in family.VARIANTS}
-VARIANTS = {
-    f"{backbone}_mscsa": config for backbone, config in _TABLE_7.items() if backbone in _FAMILY_OF
-}
+VARIANTS = {f"{backbone}_mscsa": config for backbone, config in _TABLE_7.items()}
 
 
 class MSCSABackbone(Backbone):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from python_ref.layers import (
     ConvNorm,
     DropPath,
+    Injection,
     PoolHead,
     drop_path_rates,
     init_transformer,
@@ -31,7 +32,9 @@ Bottleneck = tuple[int, int, int, int]
 @dataclass(frozen=True)
 class TopFormerConfig:
     """The pyramid: its bottlenecks and after which of them (from 1) a level is taken; then the
-    transformer: heads, blocks, channels of a head's query, ratios of value and MLP."""
+    transformer: heads, blocks, channels of a head's query, ratios of value and MLP. For dense
+    prediction, the width of the levels with their semantics injected; None returns plain levels.
+    """
 
     bottlenecks: tuple[Bottleneck, ...]
     taps: tuple[int, ...]
@@ -41,6 +44,7 @@ class TopFormerConfig:
     value_ratio: int = 2
     mlp_ratio: int = 2
     stem: int = 16
+    inject_width: int | None = None
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -217,7 +221,8 @@ class SemanticsExtractor(nn.Module):
 class TopFormer(Backbone):
     """TopFormer with classifier, see `python_ref.models.create_model`.
 
-    The stage maps are the levels of the pyramid.
+    The stage maps are the levels of the pyramid, with features_only and `inject_width` fused with
+    the semantics of all levels.
 
     Raises:
         ValueError: taps do not increase, or leave bottlenecks unused.
@@ -229,15 +234,34 @@ class TopFormer(Backbone):
             raise ValueError(
                 f"taps must increase and end at the last of the {last} bottlenecks, got {taps}"
             )
-        super().__init__(config.widths, config.strides, settings)
+        self.level_widths = config.widths
+        fuses = settings.features_only and config.inject_width is not None
+        widths = [config.inject_width] * len(taps) if fuses else config.widths
+        super().__init__(widths, config.strides, settings)
         self.pyramid = TokenPyramid(config, settings.in_chans)
-        self.extractor = SemanticsExtractor(config, 1, settings.drop_path)
+        self.extractor = None
+        if fuses or not settings.features_only:
+            self.extractor = SemanticsExtractor(config, 2 if fuses else 1, settings.drop_path)
+        self.injections = nn.ModuleDict()
+        if fuses:
+            for index in self.out_indices:
+                dim = config.widths[index]
+                injection = Injection(dim, dim, config.inject_width, convolve=True)
+                self.injections[str(index)] = injection
         dim = sum(config.widths)
         self.head = PoolHead(dim, settings.num_classes) if settings.has_head else None
         self.apply(init_transformer)
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
-        return self.pyramid(x)
+        """x (B, in_chans, H, W) -> the levels, NCHW; those that are returned, with semantics."""
+        levels = self.pyramid(x)
+        if not self.injections:
+            return levels
+        semantics = self.extractor(levels).split(self.level_widths, dim=1)
+        for index in self.out_indices:
+            inject = self.injections[str(index)]
+            levels[index] = inject(levels[index], semantics[index])
+        return levels
 
     def forward_head(self, maps: list[Tensor]) -> Tensor:
         return super().forward_head([self.extractor(maps)])
