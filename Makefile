@@ -58,6 +58,14 @@ $(VENV)/.triton: $(VENV)/.installed
 	$(PIP) install $(CONSTRAINTS) "triton>=3.6"
 	@touch $@
 
+# torchvision comes in one version for each torch. Without the constraint, pip would take its newest
+# and replace torch.
+$(VENV)/.compare: $(VENV)/.installed
+	@$(BIN)/python -c "import importlib.metadata as m; print('torch==' + m.version('torch'))" > $@.torch
+	$(PIP) install $(CONSTRAINTS) -c $@.torch --no-build-isolation -e ".[compare]" \
+	  || echo "pip has no torchvision for this torch: comparisons with other code will be skipped"
+	@touch $@
+
 # Without a CUDA toolkit, nvcc of pip: the tests compile the CUDA kernels and run them emulated.
 $(VENV)/.nvcc: $(VENV)/.installed
 	@cd csrc && ../$(BIN)/python -c "import build, sys; sys.exit(build.find_cuda() is None)" \
@@ -71,7 +79,7 @@ build: $(VENV)/.installed
 demo: build
 	$(BIN)/hybrid-kernels demo
 
-test: $(VENV)/.test $(VENV)/.triton $(VENV)/.nvcc build
+test: $(VENV)/.test $(VENV)/.compare $(VENV)/.triton $(VENV)/.nvcc build
 	$(BIN)/python tests/run_all.py
 
 bench: $(VENV)/.bench build

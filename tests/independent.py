@@ -24,7 +24,7 @@ def load(name: str) -> ModuleType:
     package = name.partition(".")[0]
     _declare_operators_of_torchvision()  # which the others import
     return pytest.importorskip(
-        name, reason=f"{package} is not installed: pip install 'hybrid-kernels[test]' brings it"
+        name, reason=f"{package} is not installed: pip install 'hybrid-kernels[compare]' brings it"
     )
 
 

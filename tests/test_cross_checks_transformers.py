@@ -1,4 +1,4 @@
-"""Families against Hugging Face's transformers: ResNet, PVTv2, ConvNeXt, CvT.
+"""Families against Hugging Face's transformers: ResNet, PVTv2, ConvNeXt, CvT, Swin.
 
 Where theirs differs from the published model in a constant, that is set right first, in view.
 """
@@ -71,6 +71,28 @@ CVT = [
     (r"^layernorm\.", "norm."),
     (r"^classifier\.", "head."),
 ]
+SWIN = [
+    (r"^swin\.embeddings\.patch_embeddings\.projection", "stages.0.0.conv"),
+    (r"^swin\.embeddings\.norm", "stages.0.0.norm"),
+    (
+        r"^swin\.encoder\.layers\.(\d)\.blocks\.(\d)",
+        lambda m: f"stages.{m[1]}.{int(m[2]) + 1}",  # our blocks follow the merging layer
+    ),
+    (
+        r"^swin\.encoder\.layers\.(\d)\.downsample\.",
+        lambda m: f"stages.{int(m[1]) + 1}.0.",  # with which our stages begin and theirs end
+    ),
+    (r"\.reduction\.", ".reduce."),
+    (r"\.layernorm_before\.", ".norm."),
+    (r"\.layernorm_after\.", ".mlp.norm."),
+    (r"\.attention\.relative_position_bias\.relative_position_bias_table", ".mixer.bias"),
+    (r"\.attention\.o_proj\.", ".mixer.project."),
+    (r"\.attention\.", ".mixer."),
+    (r"\.mlp\.fc1\.", ".mlp.expand."),
+    (r"\.mlp\.fc2\.", ".mlp.project."),
+    (r"^swin\.layernorm", "norms.3"),
+    (r"^classifier", "head.classifier"),
+]
 
 
 def joined(theirs: nn.Module, parts: tuple[str, ...], name: str) -> dict[str, Tensor]:
@@ -137,3 +159,14 @@ def test_cvt(name, record_property):
             module.activation = transformers.activations.QuickGELUActivation()
     ours = with_weights_of(theirs.state_dict(), create_model(name, num_classes=10), CVT)
     check_logits(record_property, ours, theirs, (75, 101))
+
+
+def test_swin(record_property):
+    transformers = independent.load("transformers")
+    theirs = randomised(
+        transformers.SwinForImageClassification(transformers.SwinConfig(num_labels=10))
+    )
+    state = joined(theirs, ("q_proj", "k_proj", "v_proj"), "qkv")
+    ours = with_weights_of(state, create_model("swin_t", num_classes=10), SWIN, "position_index")
+    # On maps smaller than a window, they shrink the window; the published model does not.
+    check_logits(record_property, ours, theirs, (224, 224))
