@@ -239,7 +239,7 @@ def test_sizes_of_the_scales(msp, sizes):
     scales = CrossScaleAttention(4, 1, 2, msp).scales
     maps = scales(torch.randn(1, 7, 7, 4))
     assert [tuple(y.shape[1:3]) for y in maps] == sizes
-    assert len(scales) == len(sizes)
+    assert scales.number == len(sizes)
 
 
 def test_intra_ffn_keeps_the_stages_apart():

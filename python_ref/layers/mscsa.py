@@ -53,7 +53,9 @@ class CoarserScales(nn.Module):
         }.get(msp, ())
         self.convs = nn.ModuleList(ConvNorm(dim, dim, k, s, groups=dim) for k, s in kernels)
 
-    def __len__(self) -> int:
+    @property
+    def number(self) -> int:
+        """How many maps there are beside the input."""
         return 2 if self.msp == "avgpool" else len(self.convs)
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -99,7 +101,7 @@ class CrossScaleAttention(nn.Module):
         self.norm = nn.BatchNorm2d(dim)
         self.scales = CoarserScales(dim, msp)
         # Queries, keys and values of the map itself; keys and values of the coarser scales.
-        self.widths = [(inner, inner, 2 * inner), *[(inner, 2 * inner)] * len(self.scales)]
+        self.widths = [(inner, inner, 2 * inner), *[(inner, 2 * inner)] * self.scales.number]
         self.projections = nn.ModuleList(ConvNorm(dim, sum(ws), 1) for ws in self.widths)
         self.value_conv = (
             nn.Conv2d(2 * inner, 2 * inner, 3, padding=1, groups=2 * inner) if pcp else None

@@ -22,6 +22,7 @@ from python_ref.layers import (
     to_nhwc,
 )
 from python_ref.models.backbone import Backbone, Settings, configure
+from python_ref.models.pyramid import Stage
 from python_ref.ops import REFERENCE, OpTable
 
 _BLOCK_EPS = 1e-6
@@ -80,38 +81,6 @@ class SpatialReductionAttention(nn.Module):
         return self.project(out.flatten(-2).unflatten(1, x.shape[1:3]))
 
 
-class Stage(nn.Module):
-    """Patch embedding, blocks and a LayerNorm: (B, H, W, C) -> (B, H', W', C')."""
-
-    def __init__(
-        self,
-        embed: PatchEmbed,
-        dim: int,
-        heads: int,
-        mlp_ratio: int,
-        reduction: int,
-        drop_paths: Sequence[float],
-    ) -> None:
-        super().__init__()
-        self.embed = embed
-        self.blocks = nn.Sequential(
-            *(
-                Block(
-                    SpatialReductionAttention(dim, heads, reduction),
-                    Mlp(dim, mlp_ratio, depthwise=True, norm_eps=_BLOCK_EPS),
-                    dim,
-                    norm_eps=_BLOCK_EPS,
-                    drop_path=rate,
-                )
-                for rate in drop_paths
-            )
-        )
-        self.norm = nn.LayerNorm(dim, eps=_BLOCK_EPS)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.blocks(self.embed(x)))
-
-
 class PVTv2(Backbone):
     """PVTv2 with classifier, see `python_ref.models.create_model`."""
 
@@ -120,16 +89,10 @@ class PVTv2(Backbone):
         super().__init__(widths, (4, 8, 16, 32), settings)
         embeds = [PatchEmbed(settings.in_chans, widths[0], 7, 4, 3)]
         embeds += [PatchEmbed(*pair, 3, 2, 1) for pair in pairwise(widths)]
+        rates = drop_path_rates(settings.drop_path, config.depths)
         self.stages = nn.ModuleList(
-            map(
-                Stage,
-                embeds,
-                widths,
-                config.heads,
-                config.mlp_ratios,
-                config.reductions,
-                drop_path_rates(settings.drop_path, config.depths),
-            )
+            Stage(embed, _blocks(config, stage, drop_paths), widths[stage], _BLOCK_EPS)
+            for stage, (embed, drop_paths) in enumerate(zip(embeds, rates, strict=True))
         )
         self.head = PoolHead(widths[-1], settings.num_classes) if settings.has_head else None
         self.apply(init_transformer)
@@ -146,3 +109,17 @@ class PVTv2(Backbone):
 def build(name: str, settings: Settings, **options: object) -> PVTv2:
     """Build a variant by name; options replace fields of its `PVTv2Config`."""
     return PVTv2(configure(VARIANTS[name], name, options), settings)
+
+
+def _blocks(config: PVTv2Config, stage: int, drop_paths: Sequence[float]) -> list[Block]:
+    dim, heads = config.widths[stage], config.heads[stage]
+    return [
+        Block(
+            SpatialReductionAttention(dim, heads, config.reductions[stage]),
+            Mlp(dim, config.mlp_ratios[stage], depthwise=True, norm_eps=_BLOCK_EPS),
+            dim,
+            norm_eps=_BLOCK_EPS,
+            drop_path=rate,
+        )
+        for rate in drop_paths
+    ]

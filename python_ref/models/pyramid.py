@@ -1,4 +1,4 @@
-"""The frame that MAT, PartialFormer and MCGA share: a pyramid of stages under one classifier."""
+"""Stages that end in a norm; the pyramid of them that MAT, PartialFormer and MCGA share."""
 
 from collections.abc import Iterable, Sequence
 
