@@ -102,3 +102,10 @@ def check_compiles(build: Build, size: tuple[int, int] = (64, 48)) -> None:
     x = torch.randn(1, 3, *size)
     with torch.no_grad():
         torch.testing.assert_close(compiled(x), model(x))
+
+
+def tensors_of(output: object) -> list[Tensor]:
+    """All tensors of nested lists and tuples, as detectors return them."""
+    if isinstance(output, Tensor):
+        return [output]
+    return [t for part in output if part is not None for t in tensors_of(part)]

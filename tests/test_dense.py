@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from model_checks import tensors_of
 from torch import nn
 
 from python_ref.dense import create_dense, list_heads
@@ -51,12 +52,6 @@ SMALL = {
     "topformer": {"classes": 5},
     "upernet": {"classes": 5, "dim": 16, "auxiliary": 8},
 }
-
-
-def tensors_of(output):
-    if isinstance(output, torch.Tensor):
-        return [output]
-    return [t for part in output if part is not None for t in tensors_of(part)]
 
 
 def small(head):

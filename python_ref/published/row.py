@@ -27,6 +27,8 @@ class Row:
         params: exact number of parameters, where it has been derived.
         macs: exact number of multiply-accumulates in the convention "macs", likewise.
         convention: how the paper counts: a name or weights, see `python_ref.counting`.
+        spent: operations of the paper's model that ours does without, on padding for example.
+        over: the row that paper_macs is the increase over; parameters are those of the whole model.
         training: the paper counted a model in training mode.
         under: only the modules with this last name are counted, for example "mixer"; "" is the
             whole model.
@@ -48,6 +50,8 @@ class Row:
     params: int | None = None
     macs: int | None = None
     convention: str | Mapping[str, float] = "macs"
+    spent: int = 0
+    over: "Row | None" = None
     training: bool = False
     under: str = ""
     params_within: float | None = None
@@ -76,11 +80,13 @@ class Row:
         """Parameters, MACs, and operations in the paper's convention."""
         counted = _count(self)
         names = [n for n in counted.parameters_of if n.rpartition(".")[2] == self.under]
-        return Figures(
-            sum(counted.parameters_of[name] for name in names),
-            int(sum(counted.total("macs", name) for name in names)),
-            sum(counted.total(self.convention, name) for name in names),
-        )
+        parameters = sum(counted.parameters_of[name] for name in names)
+        macs = int(sum(counted.total("macs", name) for name in names))
+        operations = sum(counted.total(self.convention, name) for name in names) + self.spent
+        if self.over is not None:
+            base = self.over.count()
+            macs, operations = macs - base.macs, operations - base.operations
+        return Figures(parameters, macs, operations)
 
 
 @dataclass(frozen=True)
