@@ -26,6 +26,7 @@ from python_ref.layers import (
     to_nhwc,
 )
 from python_ref.models.backbone import Backbone, Settings, configure
+from python_ref.models.pyramid import Stage
 from python_ref.ops import REFERENCE, OpTable
 
 _BLOCK_EPS = 1e-6
@@ -137,35 +138,6 @@ class Stem(nn.Module):
         return self.embed(to_nhwc(self.conv(to_nchw(x))))
 
 
-class Stage(nn.Module):
-    """Patch embedding, blocks and a LayerNorm: (B, H, W, C) -> (B, H', W', C')."""
-
-    def __init__(
-        self,
-        embed: nn.Module,
-        dim: int,
-        heads: int,
-        mlp_ratio: int,
-        reduction: int,
-        drop_paths: Sequence[float],
-    ) -> None:
-        super().__init__()
-        self.embed = embed
-        self.blocks = nn.Sequential()
-        for rate in drop_paths:
-            mixer = (
-                ShuntedAttention(dim, heads, reduction)
-                if reduction > 1
-                else EnhancedAttention(dim, heads)
-            )
-            mlp = Mlp(dim, mlp_ratio, depthwise="residual", norm_eps=_BLOCK_EPS)
-            self.blocks.append(Block(mixer, mlp, dim, norm_eps=_BLOCK_EPS, drop_path=rate))
-        self.norm = nn.LayerNorm(dim, eps=_BLOCK_EPS)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.blocks(self.embed(x)))
-
-
 class Shunted(Backbone):
     """Shunted Transformer with classifier, see `python_ref.models.create_model`.
 
@@ -179,16 +151,10 @@ class Shunted(Backbone):
         _check(config)
         embeds = [Stem(settings.in_chans, widths[0])]
         embeds += [PatchEmbed(*pair, 3, 2, 1) for pair in pairwise(widths)]
+        rates = drop_path_rates(settings.drop_path, config.depths)
         self.stages = nn.ModuleList(
-            map(
-                Stage,
-                embeds,
-                widths,
-                config.heads,
-                config.mlp_ratios,
-                config.reductions,
-                drop_path_rates(settings.drop_path, config.depths),
-            )
+            Stage(embed, _blocks(config, stage, drop_paths), widths[stage], _BLOCK_EPS)
+            for stage, (embed, drop_paths) in enumerate(zip(embeds, rates, strict=True))
         )
         self.head = PoolHead(widths[-1], settings.num_classes) if settings.has_head else None
         self.apply(init_transformer)
@@ -205,6 +171,22 @@ class Shunted(Backbone):
 def build(name: str, settings: Settings, **options: object) -> Shunted:
     """Build a variant by name; options replace fields of its `ShuntedConfig`."""
     return Shunted(configure(VARIANTS[name], name, options), settings)
+
+
+def _blocks(config: ShuntedConfig, stage: int, drop_paths: Sequence[float]) -> list[Block]:
+    dim, heads, reduction = config.widths[stage], config.heads[stage], config.reductions[stage]
+    return [
+        Block(
+            ShuntedAttention(dim, heads, reduction)
+            if reduction > 1
+            else EnhancedAttention(dim, heads),
+            Mlp(dim, config.mlp_ratios[stage], depthwise="residual", norm_eps=_BLOCK_EPS),
+            dim,
+            norm_eps=_BLOCK_EPS,
+            drop_path=rate,
+        )
+        for rate in drop_paths
+    ]
 
 
 def _check(config: ShuntedConfig) -> None:
