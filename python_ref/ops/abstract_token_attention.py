@@ -5,7 +5,6 @@ token attends to the window as well, and its output summarises the window.
 """
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from python_ref.ops.atrous_partition import atrous_merge, atrous_partition
@@ -129,30 +128,29 @@ def abstract_token_attention_backward(
 
 def _rows(qkv: Tensor, token: Tensor, window: int, pad_kv: Tensor | None) -> tuple[Tensor, ...]:
     """Query, key and value of all rows, each (B, windows, h, 1 + window**2, d)."""
-    rows = []
-    for part in range(3):
-        summary = token[part].expand(qkv.shape[0], _number_of_windows(qkv, window), -1, -1)
-        rows.append(_with_token(qkv[:, :, :, part], summary, window))
+    windows = atrous_partition(qkv.flatten(3), window, 1).unflatten(-1, token.shape)
+    pixels = windows.permute(3, 0, 1, 4, 2, 5)
+    first = token[:, None, None, :, None, :].expand(-1, *pixels.shape[1:4], -1, -1)
+    query, key, value = torch.cat([first, pixels], dim=-2).unbind()
     if pad_kv is not None:
         inside = _inside(qkv.shape[1:3], window, qkv.device)[:, None, :, None]
-        rows[1:] = [
+        key, value = (
             torch.where(inside, row, pad[:, None, :])
-            for row, pad in zip(rows[1:], pad_kv.unbind(), strict=True)
-        ]
-    return tuple(rows)
+            for row, pad in zip((key, value), pad_kv.unbind(), strict=True)
+        )
+    return query, key, value
 
 
 def _with_token(pixels: Tensor, summary: Tensor, window: int) -> Tensor:
     """(B, H, W, h, d) and (B, windows, h, d) -> rows (B, windows, h, 1 + window**2, d)."""
-    windows = atrous_partition(pixels.flatten(-2), window, 1)
-    windows = rearrange(windows, "B w s (h d) -> B w h s d", h=pixels.shape[-2])
-    return torch.cat([summary.unsqueeze(-2), windows], dim=-2)
+    windows = atrous_partition(pixels.flatten(3), window, 1).unflatten(-1, summary.shape[2:])
+    return torch.cat([summary.unsqueeze(-2), windows.transpose(2, 3)], dim=-2)
 
 
 def _to_map(rows: Tensor, size: torch.Size, window: int) -> Tensor:
     """The pixels of rows (B, windows, h, 1 + window**2, d) -> (B, H, W, h, d)."""
-    windows = rearrange(rows[..., 1:, :], "B w h s d -> B w s (h d)")
-    return atrous_merge(windows, *size, window, 1).unflatten(-1, (rows.shape[2], rows.shape[4]))
+    windows = rows[..., 1:, :].transpose(2, 3)
+    return atrous_merge(windows.flatten(3), *size, window, 1).unflatten(-1, windows.shape[3:])
 
 
 def _inside(size: torch.Size, window: int, device: torch.device) -> Tensor:
@@ -170,10 +168,6 @@ def _scores(
         outside = ~_inside(size, window, query.device)
         scores = scores.masked_fill(outside[:, None, None, :], -torch.inf)
     return scores
-
-
-def _number_of_windows(qkv: Tensor, window: int) -> int:
-    return -(-qkv.shape[1] // window) * -(-qkv.shape[2] // window)
 
 
 def _to(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
