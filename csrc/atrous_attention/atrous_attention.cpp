@@ -143,14 +143,19 @@ std::tuple<Tensor, Tensor> backward(const Tensor& grad_out, const Tensor& qkv,
 
 #if !defined(HYBRID_HOST_EMULATOR)
 
+// One call of `kernel` for each worker; what each of them takes from the queue is its own affair.
+template <class Kernel>
+void run_on_workers(const AtrousAttentionParams& p, int64_t chunks, const Kernel& kernel) {
+  ChunkQueue queue{0, chunks};
+  torch::stable::parallel_for(0, chunks, 1, [&](int64_t, int64_t) { kernel(p, queue); });
+}
+
 std::tuple<Tensor, Tensor> forward_cpu(Tensor qkv, std::optional<Tensor> bias,
                                        std::vector<int64_t> dilations, int64_t window,
                                        double scale) {
   return forward(qkv, bias, dilations, window, scale, [](const AtrousAttentionParams& p) {
     const AtrousAttentionCpu& kernels = cpu_table<AtrousAttentionCpu>();
-    torch::stable::parallel_for(0, kernels.chunks(p), 1, [&](int64_t begin, int64_t end) {
-      kernels.forward(p, begin, end);
-    });
+    run_on_workers(p, kernels.chunks(p), kernels.forward);
   });
 }
 
@@ -161,9 +166,7 @@ std::tuple<Tensor, Tensor> backward_cpu(Tensor grad_out, Tensor qkv, std::option
   const AtrousAttentionCpu& kernels = cpu_table<AtrousAttentionCpu>();
   return backward(grad_out, qkv, bias, out, lse, dilations, window, scale, need_qkv, need_bias,
                   kernels.workspace_bytes, [&](const AtrousAttentionParams& p) {
-                    torch::stable::parallel_for(
-                        0, kernels.chunks(p), 1,
-                        [&](int64_t begin, int64_t end) { kernels.backward(p, begin, end); });
+                    run_on_workers(p, kernels.chunks(p), kernels.backward);
                     if (p.grad_bias) kernels.reduce_bias(p);
                   });
 }

@@ -33,14 +33,20 @@ struct AtrousAttentionParams {
   void* workspace;  // per-chunk (CPU) or per-block (CUDA) partial sums of grad_bias
 };
 
+// Chunks that nobody has taken yet; shared by the workers of a launch.
+struct ChunkQueue {
+  int64_t next, end;
+};
+
 // CPU. A launch is cut into chunks() pieces of whole windows; the cut depends on the shape alone,
 // never on the number of threads, so that the partial sums of grad_bias, and with them every bit
-// of the result, do not either. One table per instruction set.
+// of the result, do not either. Each worker calls forward or backward, which take chunks until none
+// is left: a worker that wakes up late holds up nobody. One table per instruction set.
 struct AtrousAttentionCpu {
   int64_t (*chunks)(const AtrousAttentionParams&);
   int64_t (*workspace_bytes)(const AtrousAttentionParams&);  // of the backward; 0 without grad_bias
-  void (*forward)(const AtrousAttentionParams&, int64_t chunk_begin, int64_t chunk_end);
-  void (*backward)(const AtrousAttentionParams&, int64_t chunk_begin, int64_t chunk_end);
+  void (*forward)(const AtrousAttentionParams&, ChunkQueue&);
+  void (*backward)(const AtrousAttentionParams&, ChunkQueue&);
   void (*reduce_bias)(const AtrousAttentionParams&);  // after the backward: workspace -> grad_bias
 };
 

@@ -9,29 +9,37 @@ namespace hybrid {
 namespace HYBRID_ISA {
 namespace {
 
-// Every window and head of the chunks; a tile is told the next window as well.
+// Every window and head of the chunks that are left; a tile is told the next window as well.
 template <class Tile>
-void run(const AtrousAttentionParams& p, int64_t chunk_begin, int64_t chunk_end) {
+void run(const AtrousAttentionParams& p, ChunkQueue& queue) {
+  int64_t chunk = take(queue);
+  if (chunk >= queue.end) return;
   const ChunkPlan plan(p);
   Tile tile(p);
   Tokens tokens[2];
   Tokens *now = &tokens[0], *next = &tokens[1];
-  WindowCursor windows(plan, chunk_begin, chunk_end);
-  Window ahead;
-  if (windows.next(ahead)) next->locate(p, ahead);
-  for (int64_t chunk = chunk_begin; chunk < chunk_end; ++chunk) {
+  const auto locate_next = [&](int64_t of_chunk, int64_t window) {
+    if (of_chunk >= queue.end || window >= plan.end_window(of_chunk)) return;
+    next->locate(p, plan.window(plan.branch(of_chunk), window));
+  };
+  while (chunk < queue.end) {
+    const int64_t begin = plan.first_window(chunk), end = plan.end_window(chunk);
+    const int64_t following = take(queue);
+    locate_next(chunk, begin);
     tile.begin_chunk();
-    for (int64_t left = plan.end_window(chunk) - plan.first_window(chunk); left > 0; --left) {
+    for (int64_t w = begin; w < end; ++w) {
       std::swap(now, next);
-      if (windows.next(ahead)) next->locate(p, ahead);
+      w + 1 < end ? locate_next(chunk, w + 1)
+                  : locate_next(following, plan.first_window(following));
       for (int head = 0; head < p.h; ++head) tile(*now, head, *next);
     }
     tile.end_chunk(chunk);
+    chunk = following;
   }
 }
 
 template <template <class, class> class Tile>
-void launch(const AtrousAttentionParams& p, int64_t chunk_begin, int64_t chunk_end) {
+void launch(const AtrousAttentionParams& p, ChunkQueue& queue) {
 #if defined(__AVX512BF16__)
   using Bf16 = Bf16Arith;
 #else
@@ -39,24 +47,24 @@ void launch(const AtrousAttentionParams& p, int64_t chunk_begin, int64_t chunk_e
 #endif
   switch (p.dtype) {
     case DType::f32:
-      return run<Tile<FloatArith, float>>(p, chunk_begin, chunk_end);
+      return run<Tile<FloatArith, float>>(p, queue);
     case DType::bf16:
-      return run<Tile<Bf16, bf16>>(p, chunk_begin, chunk_end);
+      return run<Tile<Bf16, bf16>>(p, queue);
     case DType::f16:
-      return run<Tile<FloatArith, f16>>(p, chunk_begin, chunk_end);
+      return run<Tile<FloatArith, f16>>(p, queue);
     case DType::f64:
       break;
   }
 }
 
-void forward(const AtrousAttentionParams& p, int64_t chunk_begin, int64_t chunk_end) {
-  if (p.dtype == DType::f64) return run<DoubleForwardTile>(p, chunk_begin, chunk_end);
-  launch<ForwardTile>(p, chunk_begin, chunk_end);
+void forward(const AtrousAttentionParams& p, ChunkQueue& queue) {
+  if (p.dtype == DType::f64) return run<DoubleForwardTile>(p, queue);
+  launch<ForwardTile>(p, queue);
 }
 
-void backward(const AtrousAttentionParams& p, int64_t chunk_begin, int64_t chunk_end) {
-  if (p.dtype == DType::f64) return run<DoubleBackwardTile>(p, chunk_begin, chunk_end);
-  launch<BackwardTile>(p, chunk_begin, chunk_end);
+void backward(const AtrousAttentionParams& p, ChunkQueue& queue) {
+  if (p.dtype == DType::f64) return run<DoubleBackwardTile>(p, queue);
+  launch<BackwardTile>(p, queue);
 }
 
 int64_t chunks(const AtrousAttentionParams& p) { return ChunkPlan(p).chunks(); }

@@ -1,6 +1,8 @@
-// Backward of one window and head, from qkv, bias, out and the log-sum-exp L:
+// Backward of one window and head, from qkv, bias and the log-sum-exp L:
 //
-//   P = exp(S - L)    dS = P (dO V^T - D)  with D = <dO, out> of each query
+//   P = exp(S - L)    dP = dO V^T    dS = P (dP - D)
+//   with D = <dO, out> of each query, computed as the mean of dP under P: out is not read, and an
+//   error of L, which large scores make, cancels
 //   dV = P^T dO       dK = scale dS^T Q    dQ = scale dS K    dbias = sums of dS
 #pragma once
 
@@ -10,7 +12,7 @@ namespace hybrid {
 namespace HYBRID_ISA {
 namespace {
 
-// From Q, K, V, dO and the statistics D and L to P, dS and the gradient of the bias.
+// From Q, K, V, dO and L to P, dS and the gradient of the bias.
 template <class Arith>
 class ScoreGrads : public VectorTile<Arith> {
   using Base = VectorTile<Arith>;
@@ -28,44 +30,39 @@ class ScoreGrads : public VectorTile<Arith> {
         v_(max_rows_ * words_),
         last_q_(words_),
         last_g_(words_),
-        delta_(max_rows_),
         lse_(max_rows_),
+        total_(max_rows_),
         s_(max_rows_ * stride_),
+        dp_(max_rows_ * stride_),
         rows_(kPairs ? max_rows_ * stride_ / 2 : 0),
         last_p_(max_rows_),
         last_ds_(max_rows_) {}
 
   // P into s_ (with pairs, into rows_ too).
-  __attribute__((noinline)) void probabilities() {
+  __attribute__((noinline)) void probabilities(const WordRows& keys) {
     for_column_blocks(vectors_, [&](int vector, auto width) __attribute__((always_inline)) {
-      probability_block<decltype(width)::value>(vector * kLanes);
+      probability_block<decltype(width)::value>(keys, vector * kLanes);
     });
     if (!has_last_) return;
     const F lse = broadcast(lse_[count_ - 1]);
-    this->last_products(PackedRows{k_}, last_q_, last_p_);
+    this->last_products(keys, last_q_, last_p_);
     for (int t = 0; t < count_; t += kLanes) {
       const F s = fma(load(last_p_ + t), broadcast(scale_), load(bias_panels_ + last_bias_ + t));
-      store(last_p_ + t, select_first(exp2(s - lse), zero(), count_ - t));
+      store(last_p_ + t, select_first(Arith::exp(s - lse), zero(), count_ - t));
     }
     put_last(last_p_);
   }
 
-  // dS in place of P, and its share of the gradient of the bias. With pairs s_ ends up with words.
-  __attribute__((noinline)) void score_grads() {
+  // dS in place of P, and its share of the gradient of the bias. With pairs s_ ends up with words
+  // of two keys, rows_ with words of two queries.
+  __attribute__((noinline)) void score_grads(const WordRows& values) {
     for_column_blocks(vectors_, [&](int vector, auto width) __attribute__((always_inline)) {
-      grad_block<decltype(width)::value>(vector * kLanes);
-      if constexpr (kPairs) pair_keys<decltype(width)::value>(vector * kLanes);
+      constexpr int C = decltype(width)::value;
+      F delta[C] = {};
+      weight_grad_block(values, vector * kLanes, delta);
+      score_grad_block(vector * kLanes, delta);
     });
-    if (!has_last_) return;
-    const F delta = broadcast(delta_[count_ - 1]);
-    this->last_products(PackedRows{v_}, last_g_, last_ds_);
-    for (int t = 0; t < count_; t += kLanes) {
-      const F ds = load(last_p_ + t) * (load(last_ds_ + t) - delta);
-      store(last_ds_ + t, select_first(ds, zero(), count_ - t));
-      if (p_.grad_bias) add_to(bias_grad_panels_ + last_bias_ + t, load(last_ds_ + t));
-    }
-    put_last(last_ds_);
-    if constexpr (kPairs) this->put_column(s_ + count_ - 1, last_ds_);
+    if (has_last_) score_grads_of_last(values);
   }
 
   BiasGradPanels grad_bias_;
@@ -73,88 +70,142 @@ class ScoreGrads : public VectorTile<Arith> {
   AlignedBuffer<float> qt_, gt_;          // Q, dO: [word][query]
   AlignedBuffer<float> k_, v_;            // [key][word]
   AlignedBuffer<float> last_q_, last_g_;  // words of the last query
-  AlignedBuffer<float> delta_, lse_;      // D, L in units of log2
-  AlignedBuffer<float> s_;                // P, later dS: [key][query]
+  AlignedBuffer<float> lse_, total_;      // L in units of log2; the sum of P, about one
+  AlignedBuffer<float> s_, dp_;           // P, later dS; dP: [key][query]
   AlignedBuffer<float> rows_;             // with pairs: the same as bf16
 
  private:
-  template <int C>
-  void probability_block(int lane) {
-    const auto finish = [&](int t, auto& acc) __attribute__((always_inline)) {
-      constexpr int R = sizeof acc / sizeof acc[0];
-      const F scale = broadcast(scale_);
-#pragma GCC unroll 16
-      for (int r = 0; r < R; ++r) {
-        const float* bias = bias_panels_ + run_[t + r] + lane;
-        float* s = s_ + (t + r) * stride_ + lane;
-#pragma GCC unroll 4
-        for (int j = 0; j < C; ++j) {
-          const F x = fma(acc[r][j], scale, load(bias + j * kLanes));
-          const F p = exp2(x - load(lse_ + lane + j * kLanes));
-          store(s + j * kLanes, p);
-          if constexpr (kPairs) store(row(t + r) + lane + j * kLanes, p);
-        }
-      }
-    };
-    this->template key_products<C>(PackedRows{k_}, qt_ + lane, finish);
-  }
+  // Stores of vectors might change members as far as the compiler knows: hence the local copies.
 
   template <int C>
-  void grad_block(int lane) {
-    const int lanes = count_ - lane;
+  void probability_block(const WordRows& keys, int lane) {
+    F lse[C];
+    for (int j = 0; j < C; ++j) lse[j] = load(lse_ + lane + j * kLanes);
+    F total[C] = {};
+    const F scale = broadcast(scale_);
+    const float* bias = bias_panels_ + lane;
+    float* s = s_ + lane;
+    bf16* row = bf16_rows() + lane;
+    const int* run = run_;
+    const int stride = stride_;
     const auto finish = [&](int t, auto& acc) __attribute__((always_inline)) {
       constexpr int R = sizeof acc / sizeof acc[0];
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r) {
-        float* s = s_ + (t + r) * stride_ + lane;
 #pragma GCC unroll 4
         for (int j = 0; j < C; ++j) {
-          const F delta = load(delta_ + lane + j * kLanes);
-          acc[r][j] = load(s + j * kLanes) * (acc[r][j] - delta);
-          store(s + j * kLanes, acc[r][j]);
-          if constexpr (kPairs) store(row(t + r) + lane + j * kLanes, acc[r][j]);
-        }
-        if (!p_.grad_bias) continue;
-        float* sums = bias_grad_panels_ + run_[t + r] + lane;
-#pragma GCC unroll 4
-        for (int j = 0; j < C; ++j) {
-          F ds = acc[r][j];
-          if (lanes < C * kLanes) ds = select_first(ds, zero(), lanes - j * kLanes);
-          add_to(sums + j * kLanes, ds);
+          const F x = fma(acc[r][j], scale, load(bias + run[t + r] + j * kLanes));
+          const F p = Arith::exp(x - lse[j]);
+          total[j] = total[j] + p;
+          store(s + (t + r) * stride + j * kLanes, p);
+          if constexpr (kPairs) store(row + (t + r) * stride + j * kLanes, p);
         }
       }
     };
-    this->template key_products<C>(PackedRows{v_}, gt_ + lane, finish);
+    this->template key_products<C>(keys, qt_ + lane, finish);
+    for (int j = 0; j < C; ++j) store(total_ + lane + j * kLanes, total[j]);
   }
 
-  // dS of C vectors of queries, in place, as words of two keys each.
+  // dP = dO V^T of C vectors of queries, and D.
   template <int C>
-  void pair_keys(int lane) {
-    for (int t = 0; t < count_; t += 2) {
+  void weight_grad_block(const WordRows& values, int lane, F (&delta)[C]) {
+    const float* p = s_ + lane;
+    float* dp = dp_ + lane;
+    const int stride = stride_;
+    const auto finish = [&](int t, auto& acc) __attribute__((always_inline)) {
+      constexpr int R = sizeof acc / sizeof acc[0];
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+        for (int j = 0; j < C; ++j) {
+          store(dp + (t + r) * stride + j * kLanes, acc[r][j]);
+          delta[j] = fma(load(p + (t + r) * stride + j * kLanes), acc[r][j], delta[j]);
+        }
+      }
+    };
+    this->template key_products<C>(values, gt_ + lane, finish);
+    for (int j = 0; j < C; ++j) delta[j] = delta[j] / load(total_ + lane + j * kLanes);
+  }
+
+  template <int C>
+  void score_grad_block(int lane, const F (&delta)[C]) {
+    const int lanes = count_ - lane;  // of queries
+    if (lanes < C * kLanes)
+      score_grad_rows<C, true>(lane, delta);
+    else
+      score_grad_rows<C, false>(lane, delta);
+  }
+
+  template <int C, bool kPartial>
+  void score_grad_rows(int lane, const F (&delta)[C]) {
+    const int stride = stride_, count = count_, lanes = count_ - lane;
+    const bool with_bias = p_.grad_bias;
+    float* s = s_ + lane;
+    const float* dp = dp_ + lane;
+    bf16* row = bf16_rows() + lane;
+    float* sums = bias_grad_panels_ + lane;
+    const int* run = run_;
+    const auto next = [&](int t, int j) __attribute__((always_inline)) {
+      const int i = t * stride + j * kLanes;
+      const F ds = load(s + i) * (load(dp + i) - delta[j]);
+      if (with_bias) {
+        float* sum = sums + run[t] + j * kLanes;
+        store(sum, load(sum) + (kPartial ? select_first(ds, zero(), lanes - j * kLanes) : ds));
+      }
+      return ds;
+    };
+    for (int t = 0; t < count; t += Arith::kPerWord) {
 #pragma GCC unroll 4
       for (int j = 0; j < C; ++j) {
-        const float* s = s_ + t * stride_ + lane + j * kLanes;
-        const F high = t + 1 < count_ ? load(s + stride_) : zero();
-        store(s_ + t / 2 * stride_ + lane + j * kLanes, Arith::pack(load(s), high));
+        F ds = next(t, j);
+        if constexpr (kPairs) {
+          store(row + t * stride + j * kLanes, ds);
+          F high = zero();
+          if (t + 1 < count) {
+            high = next(t + 1, j);
+            store(row + (t + 1) * stride + j * kLanes, high);
+          }
+          ds = Arith::pack(ds, high);
+        }
+        store(s + t / Arith::kPerWord * stride + j * kLanes, ds);
       }
     }
   }
 
-  // The last query's values into its column, with pairs into that of rows_.
+  void score_grads_of_last(const WordRows& values) {
+    this->last_products(values, last_g_, last_ds_);
+    F delta = zero(), total = zero();
+    for (int t = 0; t < count_; t += kLanes) {  // P is zero behind the last key
+      delta = fma(load(last_p_ + t), select_first(load(last_ds_ + t), zero(), count_ - t), delta);
+      total = total + load(last_p_ + t);
+    }
+    delta = broadcast(sum(delta)) / broadcast(sum(total));
+    for (int t = 0; t < count_; t += kLanes) {
+      const F ds = load(last_p_ + t) * (load(last_ds_ + t) - delta);
+      store(last_ds_ + t, select_first(ds, zero(), count_ - t));
+      if (!p_.grad_bias) continue;
+      float* sums = bias_grad_panels_ + last_bias_ + t;
+      store(sums, load(sums) + load(last_ds_ + t));
+    }
+    put_last(last_ds_);
+    if constexpr (kPairs) this->put_column(s_ + count_ - 1, last_ds_);
+  }
+
+  bf16* bf16_rows() const { return reinterpret_cast<bf16*>(static_cast<float*>(rows_)); }
+
+  // The last query's values into its column, with pairs into that of rows_, alone in its words.
   void put_last(float* values) const {
-    const int last = count_ - 1;
+    const int last = count_ - 1, rows = count_, step = stride_ / Arith::kPerWord;
     if constexpr (kPairs) {
-      for (int t = 0; t < count_; ++t) {
-        row(t)[last] = from_float<bf16>(values[t]);
-        row(t)[last + 1] = {0};  // the other half of the word
-      }
+      float* column = rows_ + last / 2;
+      float words[kMaxTokens];
+      for (int t = 0; t < rows; t += kLanes)
+        store(words + t, Arith::pack(load(values + t), zero()));
+      for (int t = 0; t < rows; ++t) column[t * step] = words[t];
     } else {
       this->put_column(s_ + last, values);
     }
   }
-
-  static void add_to(float* sums, F v) { store(sums, load(sums) + v); }
-  bf16* row(int t) const { return reinterpret_cast<bf16*>(rows_ + t * (stride_ / 2)); }
 
   AlignedBuffer<float> last_p_, last_ds_;
 };
@@ -191,10 +242,10 @@ class BackwardTile : ScoreGrads<Arith> {
     // The very next rows: a whole window of them, for all heads, would not stay in the cache.
     head + 1 < p_.h ? start_prefetch(tokens, head + 1) : start_prefetch(next, 0);
     pack(head);
-    statistics(head);
-    this->probabilities();
+    load_lse(head);
+    this->probabilities(k_rows(head));
     if (p_.grad_qkv) store_grad<Walk::kAlongRow>(head, 2, rows(), g_inner_, ones_);
-    this->score_grads();
+    this->score_grads(v_rows(head));
     if (!p_.grad_qkv) return;
     store_grad<Walk::kAlongRow>(head, 1, rows(), q_inner_, scales_);
     store_grad<Walk::kAlongColumn>(head, 0, this->s_, kPairs ? k_inner_ : this->k_, scales_);
@@ -207,24 +258,22 @@ class BackwardTile : ScoreGrads<Arith> {
   const T* grad_out(int head) const {
     return static_cast<const T*>(p_.grad_out) + head * p_.grad_out_stride[4];
   }
-  const T* out(int head) const { return static_cast<const T*>(p_.out) + head * int64_t{e_}; }
-  const float* lse(int head) const { return static_cast<const float*>(p_.lse) + head; }
 
   void start_prefetch(const Tokens& next, int head) {
     const int blocks = 2 * column_blocks(vectors_) + 3 * column_blocks(ceil_div(e_, kLanes));
-    prefetcher_.start(next.count, 6 * kBlockRows<2> / blocks + 1);
+    prefetcher_.start(next.count, 5 * kBlockRows<2> / blocks + 1);
     for (int part = 0; part < 3; ++part)
       prefetcher_.add(qkv(head, part), next.qkv, sizeof(T), e_ * sizeof(T));
     prefetcher_.add(grad_out(head), next.grad_out, sizeof(T), e_ * sizeof(T));
-    prefetcher_.add(out(head), next.row, e_ * sizeof(T), e_ * sizeof(T));
-    if (head == 0) prefetcher_.add(lse(0), next.row, sizeof(float), p_.h * sizeof(float));
+    if (head == 0) prefetcher_.add(p_.lse, next.row, sizeof(float), p_.h * sizeof(float));
   }
 
   void pack(int head) {
     const int64_t *offsets = tokens_->qkv, *grad = tokens_->grad_out;
     const T *q = qkv(head, 0), *k = qkv(head, 1), *g = grad_out(head);
-    pack_rows<Arith>(this->k_, words_, k, offsets, count_, e_);
-    pack_rows<Arith>(this->v_, words_, qkv(head, 2), offsets, count_, e_);
+    if (packs_keys()) pack_rows<Arith>(this->k_, words_, k, offsets, count_, e_);
+    if (!this->template words_in_map<T>())
+      pack_rows<Arith>(this->v_, words_, qkv(head, 2), offsets, count_, e_);
     pack_columns<Arith>(this->qt_, stride_, q, offsets, vectors_, words_, e_);
     pack_columns<Arith>(this->gt_, stride_, g, grad, vectors_, words_, e_);
     if constexpr (kPairs) {
@@ -240,23 +289,22 @@ class BackwardTile : ScoreGrads<Arith> {
     pack_rows<Arith>(this->last_g_, words_, g, grad + count_ - 1, 1, e_);
   }
 
-  // D and L of every query.
-  void statistics(int head) {
-    const T *out = this->out(head), *grad = grad_out(head);
-    const float* lse = this->lse(head);
-    for (int s = 0; s < count_; s += kLanes) {
-      F partial[kLanes] = {};
-      for (int c = 0; c < e_; c += kLanes) {
-#pragma GCC unroll 16
-        for (int i = 0; i < kLanes; ++i) {
-          const F o = FloatArith::load_words(out + tokens_->row[s + i] * e_, c, e_);
-          const F g = FloatArith::load_words(grad + tokens_->grad_out[s + i], c, e_);
-          partial[i] = fma(o, g, partial[i]);
-        }
-      }
-      store(this->delta_ + s, sums(partial));
-      for (int i = 0; i < kLanes; ++i) this->lse_[s + i] = lse[tokens_->row[s + i]] * kLog2E;
-    }
+  // L of every query.
+  void load_lse(int head) {
+    const float* lse = static_cast<const float*>(p_.lse) + head;
+    float* dst = this->lse_;
+    const int64_t* row = tokens_->row;
+    for (int s = 0; s < vectors_ * kLanes + this->has_last_; ++s) dst[s] = lse[row[s]] * kLog2E;
+  }
+
+  // With pairs K is not packed as words of a row, unless the map does not have them.
+  bool packs_keys() const { return !kPairs || !this->template words_in_map<T>(); }
+  WordRows k_rows(int head) const {
+    return packs_keys() ? this->packed_rows(this->k_) : this->map_rows(qkv(head, 1));
+  }
+  WordRows v_rows(int head) const {
+    return this->template words_in_map<T>() ? this->map_rows(qkv(head, 2))
+                                            : this->packed_rows(this->v_);
   }
 
   const float* rows() const { return kPairs ? this->rows_ : this->s_; }

@@ -26,9 +26,7 @@ class Softmax : public VectorTile<Arith> {
         inverse_(max_rows_),
         lse_(max_rows_) {}
 
-  // keys: rows of words, packed or in the map.
-  template <class Keys>
-  __attribute__((noinline)) void softmax(Keys keys) {
+  __attribute__((noinline)) void softmax(const WordRows& keys) {
     for_column_blocks(vectors_, [&](int vector, auto width) __attribute__((always_inline)) {
       constexpr int C = decltype(width)::value;
       F top[C];
@@ -44,8 +42,8 @@ class Softmax : public VectorTile<Arith> {
 
  private:
   // S of C vectors of queries from `lane` on, and the largest score of each query.
-  template <int C, class Keys>
-  void scores(Keys keys, int lane, F (&top)[C]) {
+  template <int C>
+  void scores(const WordRows& keys, int lane, F (&top)[C]) {
     for (F& x : top) x = broadcast(-__builtin_inff());
     const F scale = broadcast(scale_);
     const float* bias = bias_panels_ + lane;
@@ -93,8 +91,7 @@ class Softmax : public VectorTile<Arith> {
     }
   }
 
-  template <class Keys>
-  void softmax_of_last(Keys keys) {
+  void softmax_of_last(const WordRows& keys) {
     const int last = count_ - 1;
     this->last_products(keys, last_q_, last_s_);
     F top = broadcast(-__builtin_inff()), total = zero();
@@ -134,7 +131,8 @@ class ForwardTile : Softmax<Arith> {
     this->begin(tokens, head);
     start_prefetch(next, head);
     pack(head);
-    softmax(head);
+    this->softmax(this->template words_in_map<T>() ? this->map_rows(qkv(head, 1))
+                                                   : this->packed_rows(this->k_));
     const Rows<T> out{static_cast<T*>(p_.out) + head * int64_t{e_}, tokens.row, e_};
     stage_(out, count_, e_, [&](auto rows) {
       this->template channel_products<Walk::kAlongColumn>(this->s_, stride_, v_, this->inverse_,
@@ -164,20 +162,12 @@ class ForwardTile : Softmax<Arith> {
       prefetcher_.add(qkv(head, part), next.qkv, sizeof(T), bytes);
   }
 
-  // Rows of whole vectors of pairs serve as keys where they lie: packing them took 20 to 45 ns.
-  bool keys_in_map() const { return kPairs && columns_ == e_; }
-
-  void softmax(int head) {
-    if constexpr (kPairs)
-      if (keys_in_map()) return Base::softmax(MapRows<T>{qkv(head, 1), tokens_->qkv});
-    Base::softmax(PackedRows{this->k_});
-  }
-
   void pack(int head) {
     const int64_t* offsets = tokens_->qkv;
     const T *q = qkv(head, 0), *v = qkv(head, 2);
     pack_columns<Arith>(this->q_, stride_, q, offsets, vectors_, words_, e_);
-    if (!keys_in_map()) pack_rows<Arith>(this->k_, words_, qkv(head, 1), offsets, count_, e_);
+    if (!this->template words_in_map<T>())
+      pack_rows<Arith>(this->k_, words_, qkv(head, 1), offsets, count_, e_);
     if constexpr (kPairs)
       pack_row_pairs<Arith>(v_, columns_, v, offsets, count_, e_);
     else

@@ -12,7 +12,6 @@ template <class Arith, class T>
 void pack_rows(float* dst, int words, const T* base, const int64_t* offsets, int count, int e) {
   const auto pack = [=](auto vectors) {  // rows of whole vectors, their number known
     for (int t = 0; t < count; ++t)
-#pragma GCC unroll 4
       for (int w = 0; w < vectors * kLanes; w += kLanes)
         store(dst + t * vectors * kLanes + w, Arith::load_vector(base + offsets[t], w));
   };

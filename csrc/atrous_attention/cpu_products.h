@@ -44,11 +44,6 @@ struct Bf16Arith {
   static F dot(F acc, F a, F b) { return dot_bf16(acc, a, b); }
   static F exp(F x) { return exp2_short(x); }
   static F load_vector(const bf16* row, int word) { return load_pairs(row + 2 * word, 32); }
-  static float word(const bf16* row, int i) {
-    float pair;
-    __builtin_memcpy(&pair, row + 2 * i, sizeof pair);
-    return pair;
-  }
   static F load_words(const bf16* row, int word, int e) {
     return load_pairs(row + 2 * word, e - 2 * word);
   }
@@ -84,16 +79,16 @@ struct PrefetchRows {
 
 enum class Walk { kAlongRow, kAlongColumn };
 
-// Rows of words packed one after the other.
-using PackedRows = const float*;
-
-// Rows of words where they lie in the map: row i starts at base + offsets[i].
-template <class T>
-struct MapRows {
-  const T* base;
+// Rows of words, packed or where they lie in the map: row i starts at base + offsets[i] * scale
+// bytes, and a pair of bf16 there need not be aligned.
+struct WordRows {
+  const void* base;
   const int64_t* offsets;
+  int64_t scale;
 
-  const T* operator[](int i) const { return base + offsets[i]; }
+  const char* operator[](int i) const {
+    return static_cast<const char*>(base) + offsets[i] * scale;
+  }
 };
 
 // acc[r][j] += sum over k of a(r, k) b[k * b_step + j].
@@ -132,15 +127,18 @@ inline __attribute__((always_inline)) void multiply(F (&acc)[R][C], const float*
 }
 
 // The same, where a(r, k) = word k of a[first + r].
-template <class Arith, int R, int C, class T>
-inline __attribute__((always_inline)) void multiply(F (&acc)[R][C], MapRows<T> a, int first,
+template <class Arith, int R, int C>
+inline __attribute__((always_inline)) void multiply(F (&acc)[R][C], const WordRows& a, int first,
                                                     const float* b, ptrdiff_t b_step, int steps,
                                                     const PrefetchRows& prefetch) {
-  const T* row[R];
+  const char* row[R];
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) row[r] = a[first + r];
-  const auto word = [&](int r, int k)
-                        __attribute__((always_inline)) { return Arith::word(row[r], k); };
+  const auto word = [&](int r, int k) __attribute__((always_inline)) {
+    float x;
+    __builtin_memcpy(&x, row[r] + k * sizeof x, sizeof x);
+    return x;
+  };
   multiply<Arith>(acc, word, b, b_step, steps, prefetch);
 }
 

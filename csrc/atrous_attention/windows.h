@@ -31,8 +31,8 @@ struct Window {
   int rows, cols;                     // slots on the map
 };
 
-// Chunk c is part c / n of branch c % n: consecutive chunks, which one thread works on, take all
-// branches alike and so cost about the same.
+// Chunk c is part c / n of branch c % n: chunks worked on at a time share their pixels, and with
+// them the pages of memory.
 class ChunkPlan {
  public:
   explicit ChunkPlan(const AtrousAttentionParams& p) : n_(p.n) {
@@ -73,28 +73,10 @@ class ChunkPlan {
   Axis rows_[kMaxBranches], cols_[kMaxBranches];
 };
 
-// The windows of a range of chunks, one after the other.
-class WindowCursor {
- public:
-  WindowCursor(const ChunkPlan& plan, int64_t chunk_begin, int64_t chunk_end)
-      : plan_(plan), chunk_(chunk_begin), chunk_end_(chunk_end) {
-    window_ = plan_.first_window(chunk_);
-  }
-
-  // Takes the next window; false where there is none.
-  bool next(Window& window) {
-    while (window_ == plan_.end_window(chunk_)) {
-      if (chunk_ + 1 == chunk_end_) return false;
-      window_ = plan_.first_window(++chunk_);
-    }
-    window = plan_.window(plan_.branch(chunk_), window_++);
-    return true;
-  }
-
- private:
-  const ChunkPlan& plan_;
-  int64_t chunk_, chunk_end_, window_;
-};
+// The next chunk; queue.end or beyond when there is none.
+inline int64_t take(ChunkQueue& queue) {
+  return __atomic_fetch_add(&queue.next, 1, __ATOMIC_RELAXED);
+}
 
 }  // namespace
 }  // namespace hybrid
