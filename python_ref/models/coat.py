@@ -19,8 +19,10 @@ from python_ref.layers import (
     PatchEmbed,
     PositionConv,
     init_linear,
+    split_class_token,
     to_nchw,
     to_nhwc,
+    to_tokens,
 )
 from python_ref.models.backbone import Backbone, Settings, configure
 
@@ -47,16 +49,6 @@ VARIANTS = {
     "coat_tiny": CoaTConfig((152, 152, 152, 152)),
     "coat_small": CoaTConfig((152, 320, 320, 320)),
 }
-
-
-def split_class(tokens: Tensor, size: Size) -> tuple[Tensor, Tensor]:
-    """(B, 1 + H * W, C) -> the class token (B, 1, C) and the map (B, H, W, C), views."""
-    return tokens[:, :1], tokens[:, 1:].unflatten(1, size)
-
-
-def join_class(token: Tensor, x: Tensor) -> Tensor:
-    """The inverse of `split_class`."""
-    return torch.cat([token, x.flatten(1, 2)], dim=1)
 
 
 class RelativePosition(nn.Module):
@@ -99,7 +91,8 @@ class ConvAttention(nn.Module):
         query, key, value = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind()
         factorised = self.scale * query @ (key.softmax(dim=-2).mT @ value)
         flat_query, _, flat_value = qkv.chunk(3, dim=-1)
-        relative = flat_query[:, 1:] * position(split_class(flat_value, size)[1]).flatten(1, 2)
+        _, value_map = split_class_token(flat_value, size)
+        relative = flat_query[:, 1:] * position(value_map).flatten(1, 2)
         return self.project(factorised.transpose(1, 2).flatten(-2) + F.pad(relative, (0, 0, 1, 0)))
 
 
@@ -131,13 +124,13 @@ class SerialScale(nn.Module):
 
     def locate(self, tokens: Tensor, size: Size) -> Tensor:
         """Tokens with their positions, which a convolution of the map implies."""
-        token, x = split_class(tokens, size)
-        return join_class(token, self.position(x))
+        token, x = split_class_token(tokens, size)
+        return to_tokens(self.position(x), token)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Size]:
         x = self.embed(x)
         size = x.shape[1:3]
-        tokens = join_class(self.token.expand(x.shape[0], -1, -1), x)
+        tokens = to_tokens(x, self.token.expand(x.shape[0], -1, -1))
         for block in self.blocks:
             tokens = block(self.locate(tokens, size), self.relative, size)
         return tokens, size
@@ -182,9 +175,9 @@ def _resized(tokens: Tensor, size: Size, target: Size) -> Tensor:
     """The map bilinearly brought to another size, the class token as it is."""
     if size == target:
         return tokens
-    token, x = split_class(tokens, size)
+    token, x = split_class_token(tokens, size)
     x = F.interpolate(to_nchw(x), target, mode="bilinear", align_corners=False)
-    return join_class(token, to_nhwc(x))
+    return to_tokens(to_nhwc(x), token)
 
 
 class ClassHead(nn.Module):
@@ -238,7 +231,7 @@ class CoaT(Backbone):
             tokens, size = serial(x)
             scales.append(tokens)
             sizes.append(size)
-            x = split_class(tokens, size)[1]
+            x = split_class_token(tokens, size)[1]
         relatives = [serial.relative for serial in self.serial[1:]]
         for block in self.parallel:
             located = map(SerialScale.locate, self.serial[1:], scales[1:], sizes[1:])
@@ -247,7 +240,8 @@ class CoaT(Backbone):
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
         scales, sizes = self.forward_tokens(x)
-        return [to_nchw(split_class(t, size)[1]) for t, size in zip(scales, sizes, strict=True)]
+        maps = map(split_class_token, scales, sizes)
+        return [to_nchw(x) for _, x in maps]
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         if self.features_only:
