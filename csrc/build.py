@@ -6,9 +6,12 @@
 Sources are found by convention, so a new op needs no entry here:
 
     csrc/*.cpp, csrc/common/*.cpp, csrc/<op>/<op>.cpp   once, with the headers of torch's stable ABI
-    csrc/<op>/<op>_cpu.cpp                              once per instruction set, without torch
-    csrc/<op>/<op>_cuda.cu                              by nvcc, where there is one; <op>.cpp then
+    csrc/<op>/<op>_cpu*.cpp                             once per instruction set, without torch
+    csrc/<op>/<op>_cuda*.cu                             by nvcc, where there is one; <op>.cpp then
                                                         sees HYBRID_WITH_CUDA
+
+An op whose kernels take long to compile is cut by direction or data type (<op>_cuda_forward_f32.cu):
+a change to any one file should be rebuilt within ten seconds on two cores.
 
 torch is never imported: only its headers and libraries are used, and only its stable ABI, so one
 library serves every Python and every torch >= 2.10.
@@ -21,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import itertools
 import json
 import os
 import platform
@@ -275,6 +279,21 @@ def _write_nvcc_rule(ninja, library: Library) -> None:
     ninja.rule("cuda", f"{command} || (cat $out.ptxas >&2; exit 1)", depfile="$out.d")
 
 
+def find_ops() -> list[Path]:
+    """The folders of the operators."""
+    return sorted(path.parent for path in CSRC.glob("*/*.cpp") if path.stem == path.parent.name)
+
+
+def cpu_sources(op: Path) -> list[Path]:
+    """What is compiled once per instruction set."""
+    return sorted(op.glob(f"{op.name}_cpu*.cpp"))
+
+
+def cuda_sources(op: Path) -> list[Path]:
+    """What nvcc compiles."""
+    return sorted(op.glob(f"{op.name}_cuda*.cu"))
+
+
 def _write_objects(ninja, library: Library) -> list[str]:
     objects: list[str] = []
 
@@ -282,17 +301,15 @@ def _write_objects(ninja, library: Library) -> list[str]:
         objects.append(f"{name}.o")
         ninja.build(objects[-1], rule, str(source), variables=variables)
 
-    ops = sorted(p.parent for p in CSRC.glob("*/*.cpp") if p.stem == p.parent.name)
-    with_cuda = {op for op in ops if library.cuda and (op / f"{op.name}_cuda.cu").exists()}
+    ops = find_ops()
     for op in ops:  # first the files that take longest
-        if op in with_cuda:
-            add("cuda", op / f"{op.name}_cuda.cu", f"{op.name}/{op.name}_cuda")
-        source = op / f"{op.name}_cpu.cpp"
-        for isa, flags in CPU_ISAS.items() if source.exists() else ():
+        for source in cuda_sources(op) if library.cuda else ():
+            add("cuda", source, f"{op.name}/{source.stem}")
+        for source, (isa, flags) in itertools.product(cpu_sources(op), CPU_ISAS.items()):
             isa_flags = _join([*flags, f"-DHYBRID_ISA={isa}"])
             add("cpu", source, f"{op.name}/{source.stem}.{isa}", isa_flags=isa_flags)
     for op in ops:
-        op_flags = "-DHYBRID_WITH_CUDA" if op in with_cuda else ""
+        op_flags = "-DHYBRID_WITH_CUDA" if library.cuda and cuda_sources(op) else ""
         add("torch", op / f"{op.name}.cpp", f"{op.name}/{op.name}", op_flags=op_flags)
     for source in sorted([*CSRC.glob("*.cpp"), *(CSRC / "common").glob("*.cpp")]):
         add("torch", source, str(source.relative_to(CSRC).with_suffix("")))

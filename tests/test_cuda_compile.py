@@ -68,9 +68,14 @@ def demangle(names: list[str]) -> list[str]:
     return filtered.stdout.splitlines()
 
 
+def object_files(objects: Path, op: str) -> list[Path]:
+    sources = sorted(ROOT.glob(f"csrc/{op}/{op}_cuda*.cu"))
+    return [objects / op / f"{source.stem}.o" for source in sources]
+
+
 @functools.cache
 def kernels(objects: Path, op: str) -> list[Kernel]:
-    log = (objects / op / f"{op}_cuda.o.ptxas").read_text()
+    log = "".join(Path(f"{path}.ptxas").read_text() for path in object_files(objects, op))
     found = re.findall(
         r"Compiling entry function '(\S+)' for '(\S+)'.*?"
         r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads.*?"
@@ -112,8 +117,10 @@ def instructions(objects: Path, op: str) -> dict[tuple[str, str], str]:
     tool = cuobjdump()
     if tool is None:
         pytest.skip("no cuobjdump here: pip install triton brings one")
-    command = [tool, "-sass", str(objects / op / f"{op}_cuda.o")]
-    sass = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    sass = ""
+    for path in object_files(objects, op):
+        command = [tool, "-sass", str(path)]
+        sass += subprocess.run(command, capture_output=True, text=True, check=True).stdout
     parts = re.split(r"^\s*(?:arch = (sm_\w+)|Function : (\S+))$", sass, flags=re.MULTILINE)[1:]
     code: dict[tuple[str, str], str] = {}
     arch = ""

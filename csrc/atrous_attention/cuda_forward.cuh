@@ -5,7 +5,7 @@
 // rows, others on the same multiprocessor compute; the op is bound by memory.
 #pragma once
 
-#include "cuda_tile.cuh"
+#include "cuda_launch.cuh"
 
 namespace hybrid {
 namespace {
@@ -106,7 +106,7 @@ __global__ void __launch_bounds__(kThreads, kWhole ? G::kForwardBlocks : 2)
 }
 
 template <class G, bool kWhole>
-int launch_forward_kernel(const AtrousAttentionParams& p, void* stream) {
+int launch_forward(const AtrousAttentionParams& p, void* stream) {
   const Plan plan = make_plan(p, G::R, kManyBlocks);
   const int bytes = forward_shared_bytes<G>(p.P);
   if (int error = HYBRID_SMEM_OPT_IN((forward_kernel<G, kWhole>), bytes)) return error;
@@ -114,11 +114,15 @@ int launch_forward_kernel(const AtrousAttentionParams& p, void* stream) {
   return HYBRID_LAUNCH((forward_kernel<G, kWhole>), grid, dim3(kThreads), bytes, stream, p, plan);
 }
 
-template <class G>
-int launch_forward(const AtrousAttentionParams& p, void* stream) {
-  return p.P <= G::kWholeSide ? launch_forward_kernel<G, true>(p, stream)
-                              : launch_forward_kernel<G, false>(p, stream);
+}  // namespace
+
+template <class T>
+int atrous_attention_forward(const AtrousAttentionParams& p, void* stream) {
+  return by_width<T>(p, [&](auto tiles) {
+    using G = typename decltype(tiles)::Forward;
+    return p.P <= G::kWholeSide ? launch_forward<G, true>(p, stream)
+                                : launch_forward<G, false>(p, stream);
+  });
 }
 
-}  // namespace
 }  // namespace hybrid

@@ -14,6 +14,7 @@ from __future__ import annotations
 import fcntl
 import functools
 import importlib.util
+import itertools
 import json
 import os
 import subprocess
@@ -165,13 +166,13 @@ def _add_torch_objects(ninja: _Ninja, ops: list[Path]) -> list[str]:
     """The files that no variant changes; an op without CUDA kernels keeps its CPU ones."""
     objects = []
     for op in ops:
-        has_cuda = (op / f"{op.name}_cuda.cu").exists()
+        has_cuda = bool(native.cuda_sources(op))
         source = op / f"{op.name}.cpp"
         objects.append(ninja.compile(f"torch/{op.name}.o", source, _torch_flags(has_cuda)))
-        cpu = op / f"{op.name}_cpu.cpp"
-        for isa, isa_flags in native.CPU_ISAS.items() if cpu.exists() and not has_cuda else ():
+        sources = [] if has_cuda else native.cpu_sources(op)
+        for source, (isa, isa_flags) in itertools.product(sources, native.CPU_ISAS.items()):
             flags = [*native.CXX_FLAGS, *isa_flags, f"-I{CSRC}", f"-DHYBRID_ISA={isa}"]
-            objects.append(ninja.compile(f"torch/{op.name}_cpu.{isa}.o", cpu, flags))
+            objects.append(ninja.compile(f"torch/{source.stem}.{isa}.o", source, flags))
     for source in sorted((CSRC / "common").glob("*.cpp")):
         objects.append(ninja.compile(f"torch/common_{source.stem}.o", source, _torch_flags(True)))
     return objects
@@ -185,7 +186,7 @@ def _add_library(
         flags = [*_torch_flags(True), f"-I{variant}"]
         objects.append(ninja.compile(f"{variant}/{source.stem}.o", source, flags))
     for op in ops:
-        if (kernels := op / f"{op.name}_cuda.cu").exists():
+        for kernels in native.cuda_sources(op):
             objects.append(ninja.emulated(variant, kernels.stem, kernels))
     flags = [*VARIANTS[variant].link_flags, f"-L{find_torch()}/lib", "-Wl,--no-as-needed"]
     flags += ["-ltorch", "-ltorch_cpu", "-ldl", "-lpthread"]
@@ -202,7 +203,7 @@ def _write_build_info(build_dir: Path, variant: str) -> None:
 @functools.cache
 def _write_ninja(build_dir: Path) -> None:
     ninja = _Ninja(cuda_include_dirs())
-    ops = sorted(p.parent for p in CSRC.glob("*/*.cpp") if p.stem == p.parent.name)
+    ops = native.find_ops()
     torch_objects = _add_torch_objects(ninja, ops)
     module_flags = ["-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden"]
     module_flags += [f"-isystem{sysconfig.get_path('include')}", f"-isystem{_pybind11_include()}"]
