@@ -10,8 +10,8 @@ Sources are found by convention, so a new op needs no entry here:
     csrc/<op>/<op>_cuda*.cu                             by nvcc, where there is one; <op>.cpp then
                                                         sees HYBRID_WITH_CUDA
 
-An op whose kernels take long to compile is cut by direction or data type (<op>_cuda_forward_f32.cu):
-a change to any one file should be rebuilt within ten seconds on two cores.
+An op whose kernels take long to compile is cut by direction or data type, for instance into
+<op>_cuda_forward_f32.cu: a change to any one file should be rebuilt within ten seconds.
 
 torch is never imported: only its headers and libraries are used, and only its stable ABI, so one
 library serves every Python and every torch >= 2.10.
