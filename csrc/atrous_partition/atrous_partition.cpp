@@ -134,20 +134,20 @@ Tensor merge(const Tensor& windows, int64_t height, int64_t width, int64_t windo
 #if !defined(HYBRID_HOST_EMULATOR)
 
 template <class Kernel>
-void for_all_windows(const AtrousPartitionParams& p, Kernel kernel) {
-  torch::stable::parallel_for(0, p.B * p.d * p.d * p.nu * p.nv, 1,
+void for_all_rows(const AtrousPartitionParams& p, Kernel kernel) {
+  torch::stable::parallel_for(0, p.B * p.nu * p.P * p.d, 1,
                               [&](int64_t begin, int64_t end) { kernel(p, begin, end); });
 }
 
 Tensor partition_cpu(Tensor x, int64_t window, int64_t dilation, double fill) {
   return partition(x, window, dilation, fill, [](const AtrousPartitionParams& p) {
-    for_all_windows(p, cpu_table<AtrousPartitionCpu>().partition);
+    for_all_rows(p, cpu_table<AtrousPartitionCpu>().partition);
   });
 }
 
 Tensor merge_cpu(Tensor windows, int64_t height, int64_t width, int64_t window, int64_t dilation) {
   return merge(windows, height, width, window, dilation, [](const AtrousPartitionParams& p) {
-    for_all_windows(p, cpu_table<AtrousPartitionCpu>().merge);
+    for_all_rows(p, cpu_table<AtrousPartitionCpu>().merge);
   });
 }
 

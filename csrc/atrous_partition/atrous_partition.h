@@ -22,7 +22,7 @@ struct AtrousPartitionParams {
   uint64_t fill;  // the bits of one element
 };
 
-// CPU kernels. Items are windows times images: B*d*d*nu*nv of them.
+// CPU kernels. Items are the rows of the maps as the windows extend them: B*nu*P*d of them.
 struct AtrousPartitionCpu {
   void (*partition)(const AtrousPartitionParams&, int64_t begin, int64_t end);
   void (*merge)(const AtrousPartitionParams&, int64_t begin, int64_t end);
