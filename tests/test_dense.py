@@ -257,6 +257,17 @@ def test_suppression_keeps_the_best_and_other_labels():
     assert torch.equal(suppress(boxes, scores, labels, 0.5), torch.tensor([[0.9, 0, 0.7, 0.6]]))
 
 
+@given(st.lists(integer_box, min_size=1, max_size=12), st.sampled_from([0.2, 0.5, 0.7]))
+@settings(max_examples=50, deadline=None)
+def test_what_suppression_keeps_does_not_overlap(boxes, iou):
+    boxes = torch.tensor(boxes).double()[None]
+    scores = torch.linspace(1, 0.1, boxes.shape[1])[None]
+    kept = suppress(boxes, scores, None, iou)[0] > 0
+    assert kept[0]
+    overlaps = pairwise_iou(boxes[0, kept], boxes[0, kept]).triu(diagonal=1)
+    assert (overlaps <= iou).all()
+
+
 def test_retinanet_finds_the_anchor_with_the_highest_score():
     model = small("retinanet")
     sizes = [(8, 12), (4, 6), (2, 3), (1, 2), (1, 1)]
@@ -268,6 +279,41 @@ def test_retinanet_finds_the_anchor_with_the_highest_score():
     assert labels[0, 0] == 2
     torch.testing.assert_close(scores[0, 0], torch.tensor(3.0).sigmoid())
     assert (scores[0, 1:] < 0.01).all()
+
+
+def test_semantic_fpn_sums_all_levels():
+    model = dense("semantic_fpn", (3, 3, 3, 3), classes=3, dim=3, hidden=3).eval()
+    for module in model.head.modules():
+        if isinstance(module, nn.Conv2d):  # the identity, beside BatchNorm's
+            nn.init.dirac_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    maps = [torch.full((1, 3, 32 // 2**i, 48 // 2**i), 10.0**i) for i in range(4)]
+    with torch.no_grad():
+        logits = model.head(maps, (128, 192))
+    # A map is part of its own level and of all finer ones.
+    torch.testing.assert_close(logits, torch.full((1, 3, 32, 48), 4321.0), rtol=1e-3, atol=0)
+
+
+def test_detectors_run_in_mixed_precision():
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        output = small("mask_rcnn").eval()(torch.rand(1, 3, 75, 101))
+    assert output.masks[0].dtype == torch.bfloat16
+    assert all(t.isfinite().all() for t in tensors_of(output))
+
+
+def test_boxes_are_exact_in_low_precision():
+    level = torch.empty(1, 1, 1, 301, dtype=torch.bfloat16)
+    assert torch.equal(grid_anchors(level, 4, [32]), grid_anchors(level.float(), 4, [32]))
+
+
+def test_shapes_do_not_depend_on_data_so_that_a_detector_is_one_graph():
+    model = small("mask_rcnn").eval()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        for a, b in zip(tensors_of(compiled(x)), tensors_of(model(x)), strict=True):
+            torch.testing.assert_close(a, b)
 
 
 def test_auxiliary_head_is_for_training():

@@ -34,7 +34,7 @@ class DenseModel(nn.Module):
 
     Args:
         backbone: image -> list of maps, described by its `feature_info`.
-        head: called with the maps and the size (H, W) of the image.
+        head: called with the maps and the size (H, W) of the image, which detectors clip boxes to.
     """
 
     def __init__(self, backbone: nn.Module, head: nn.Module) -> None:

@@ -16,14 +16,16 @@ def grid_anchors(level: Tensor, stride: int, sides: Sequence[float]) -> Tensor:
     """Boxes of every area side**2 and aspect ratio 1/2, 1, 2 around every position of a level.
 
     Args:
-        level: (B, C, H, W); only its size, dtype and device are used.
+        level: (B, C, H, W); only its size, precision and device are used.
         stride: pixels of the image per position.
         sides: of the square anchors, in pixels.
 
     Returns:
-        (H * W * A, 4) with A = 3 * len(sides), in the order of `flatten_positions`.
+        (H * W * A, 4) with A = 3 * len(sides), in the order of `flatten_positions`; float32, or
+        float64 if the level is.
     """
-    options = {"dtype": level.dtype, "device": level.device}
+    # Pixels of a large image are no whole numbers in 16 bits.
+    options = {"dtype": torch.promote_types(level.dtype, torch.float32), "device": level.device}
     height, width = level.shape[-2:]
     shapes = [(s * math.sqrt(r), s / math.sqrt(r)) for r in (0.5, 1.0, 2.0) for s in sides]
     half = torch.tensor([(-w / 2, -h / 2, w / 2, h / 2) for h, w in shapes], **options)

@@ -52,7 +52,8 @@ def roi_align(levels: Sequence[Tensor], strides: Sequence[int], boxes: Tensor, b
 
     samples = torch.arange(bins * SAMPLES, device=boxes.device, dtype=boxes.dtype)
     fractions = ((samples + 0.5) / (bins * SAMPLES)).view(bins, SAMPLES)
-    crop = table.new_zeros(*boxes.shape[:2], bins, bins, channels)
+    precise = torch.promote_types(table.dtype, torch.float32)
+    crop = table.new_zeros(*boxes.shape[:2], bins, bins, channels, dtype=precise)
     for a in range(SAMPLES):
         for b in range(SAMPLES):
             y = top + (bottom - top) * fractions[:, a] - 0.5
@@ -61,8 +62,8 @@ def roi_align(levels: Sequence[Tensor], strides: Sequence[int], boxes: Tensor, b
                 for columns, column_weights in _taps(x, widths[..., 0]):
                     index = start + rows[..., :, None] * widths + columns[..., None, :]
                     weight = row_weights[..., :, None] * column_weights[..., None, :]
-                    crop = crop + table[index] * weight[..., None].to(table.dtype)
-    return (crop / SAMPLES**2).permute(0, 1, 4, 2, 3)
+                    crop = crop + table[index] * weight[..., None].to(precise)
+    return (crop / SAMPLES**2).to(table.dtype).permute(0, 1, 4, 2, 3)
 
 
 def _taps(position: Tensor, size: Tensor) -> list[tuple[Tensor, Tensor]]:

@@ -4,9 +4,15 @@ HoVer-Net, Sec. 3.2. The constants are those of its released code.
 """
 
 import numpy as np
-from scipy import ndimage
-from scipy.special import binom
-from skimage.segmentation import watershed
+
+try:
+    from scipy import ndimage
+    from scipy.special import binom
+    from skimage.segmentation import watershed
+except ImportError as error:
+    raise ImportError(
+        f"python_ref.nuclei needs {error.name}: pip install 'hybrid-kernels[nuclei]'"
+    ) from error
 
 SMALLEST = 10  # pixels of a nucleus, and of a marker
 FOREGROUND, EDGE = 0.5, 0.4  # thresholds
