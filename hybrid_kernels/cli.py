@@ -59,6 +59,9 @@ def info(as_json: bool) -> None:
     for line in facts["ops"]:
         table.add_row(line["op"], line["device"], line["backend"], line["reason"])
     console.print(table)
+    for title, wanted in (("accelerate exchanges", True), ("not fused yet, reference", False)):
+        names = [op for op, is_fused in facts["model_ops"].items() if is_fused is wanted]
+        console.print(f"{title}: {', '.join(names) or 'none'}", soft_wrap=True)
 
 
 def _facts_table(facts: dict) -> Table:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from . import _native, backends
+from .nn import fused_ops
 
 
 def gather() -> dict[str, Any]:
@@ -38,6 +39,7 @@ def gather() -> dict[str, Any]:
         "gpus": [_gpu(index) for index in range(torch.cuda.device_count())],
         "backend": backends.get_backend(),
         "ops": [_service(op, device) for op in backends.op_names() for device in devices()],
+        "model_ops": fused_ops(),
     }
 
 

@@ -1,6 +1,7 @@
 """Backbones by name, and the switch between reference and fused ops inside a model."""
 
 import os
+import warnings
 
 from torch import nn
 
@@ -82,6 +83,13 @@ def accelerate(model: nn.Module, backend: str = "auto") -> nn.Module:
         backends.set_backend(backend)
     for mixer in mixers:
         mixer.ops = REFERENCE if backend == "reference" else FUSED
+    if backend != "reference" and not accelerated_ops(model):
+        ops = ", ".join(sorted({op for mixer in mixers for op in mixer.used_ops}))
+        warnings.warn(
+            f"{type(model).__name__} runs as before: none of its ops has a kernel yet ({ops}); "
+            "`hybrid-kernels info` lists those that have",
+            stacklevel=2,
+        )
     return model
 
 

@@ -227,3 +227,12 @@ def test_depthwise_by_phases_equals_the_reference(height, width, dilations, stri
     grads = [torch.randn_like(y) for y in maps[0]]
     found, expected = ([*ys, *torch.autograd.grad(ys, (x, weight), grads)] for ys in maps)
     torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-10)
+
+
+def test_a_model_without_fused_ops_says_so():
+    class Lifting(nn.Module):
+        used_ops = ("lift_pool",)
+        ops = REFERENCE
+
+    with pytest.warns(UserWarning, match=r"Lifting runs as before: .*\(lift_pool\)"):
+        models.accelerate(Lifting())

@@ -43,6 +43,12 @@ def test_info_as_tables_shows_versions_and_ops():
         assert text in result.stdout
 
 
+def test_info_says_which_ops_of_models_stay_reference():
+    fused, reference = invoke("info").stdout.split("accelerate exchanges: ")[1].splitlines()[:2]
+    assert "atrous_attention" in fused.split(", ")
+    assert "lift_pool" in reference.removeprefix("not fused yet, reference: ").split(", ")
+
+
 def test_every_command_documents_its_exit_codes():
     for command in ("info", "check", "bench", "count", "tune", "demo"):
         assert "Exit codes:" in invoke(command, "--help").stdout

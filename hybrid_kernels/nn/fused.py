@@ -1,6 +1,6 @@
 """The operators that accelerated mixers call, in the shape of `python_ref.ops.REFERENCE`."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 from python_ref.ops import REFERENCE
 
@@ -17,3 +17,13 @@ FUSED = replace(
     branch_project_in=branch_project_in,
     branch_project_out=branch_project_out,
 )
+
+
+def is_fused(op: str) -> bool:
+    """Whether `accelerate` exchanges this operator of `python_ref.ops.OpTable`."""
+    return getattr(FUSED, op) is not getattr(REFERENCE, op)
+
+
+def fused_ops() -> dict[str, bool]:
+    """Every operator that models call, and whether `accelerate` exchanges it."""
+    return {op: is_fused(op) for op in sorted(field.name for field in fields(FUSED))}
