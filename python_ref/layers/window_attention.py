@@ -21,26 +21,36 @@ class WindowAttention(nn.Module):
         heads: attention heads h; C must be a multiple of h.
         window: side P, in pixels.
         shift: of the windows, in pixels, below P; not applied along a side of a single window.
+        position_bias: False leaves the bias per relative position out.
 
     Raises:
-        ValueError: heads does not divide dim, or shift is no part of a window.
+        ValueError: heads does not divide dim, or window or shift is out of range.
     """
 
     used_ops = ("atrous_attention",)
 
-    def __init__(self, dim: int, heads: int, window: int = 7, shift: int = 0) -> None:
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        window: int = 7,
+        shift: int = 0,
+        position_bias: bool = True,
+    ) -> None:
         super().__init__()
         if dim % heads:
             raise ValueError(f"heads must divide dim = {dim}, got {heads}")
+        if window < 1:
+            raise ValueError(f"window must be at least 1, got {window}")
         if not 0 <= shift < window:
             raise ValueError(f"shift must be in 0..{window - 1}, got {shift}")
         self.ops: OpTable = REFERENCE
         self.heads, self.window, self.shift = heads, window, shift
         self.scale = (dim // heads) ** -0.5
         self.qkv = nn.Linear(dim, 3 * dim)
-        self.bias = nn.Parameter(torch.empty(1, (2 * window - 1) ** 2, heads))
+        table = nn.init.trunc_normal_(torch.empty(1, (2 * window - 1) ** 2, heads), std=0.02)
+        self.bias = nn.Parameter(table) if position_bias else None
         self.project = nn.Linear(dim, dim)
-        nn.init.trunc_normal_(self.bias, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, H, W, C) -> (B, H, W, C)."""

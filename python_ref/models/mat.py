@@ -23,6 +23,7 @@ from python_ref.layers import (
     PatchEmbed,
     PatchMerging,
     PositionConv,
+    WindowAttention,
     drop_path_rates,
     to_nchw,
     to_nhwc,
@@ -137,25 +138,6 @@ class AbstractTokenAttention(nn.Module):
         return None if self.mask_pad else self.qkv.bias.unflatten(0, (3, self.heads, -1))[1:]
 
 
-class WindowAttention(nn.Module):
-    """Multi-head attention within windows and nothing else, a baseline of the ablation."""
-
-    used_ops = ("atrous_attention",)
-
-    def __init__(self, dim: int, heads: int, window: int = 7) -> None:
-        super().__init__()
-        self.ops: OpTable = REFERENCE
-        self.heads, self.window, self.scale = heads, window, (dim // heads) ** -0.5
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.project = nn.Linear(dim, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (B, H, W, C) -> (B, H, W, C)."""
-        qkv = self.qkv(x).unflatten(-1, (1, 3, self.heads, -1))
-        out = self.ops.atrous_attention(qkv, None, (1,), self.window, self.scale)
-        return self.project(out.flatten(3))
-
-
 class BilinearEmbed(nn.Module):
     """Patch embedding that samples the map at learned points, Sec. 4.3.2 and Table 4.12.
 
@@ -231,7 +213,7 @@ def _mixer(config: MATConfig, mixer: str, dim: int) -> nn.Module | None:
         return None
     heads = dim // config.head_dim
     if mixer == "window":
-        return WindowAttention(dim, heads, config.window)
+        return WindowAttention(dim, heads, config.window, position_bias=False)
     return AbstractTokenAttention(dim, heads, config.window, config.abstract_proj, config.mask_pad)
 
 
