@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from python_ref.ops import OpTable
+from python_ref.ops.swap import swapped_ops
 
 MACS = {"conv": 1, "linear": 1, "attention": 1}
 CONVENTIONS: dict[str, dict[str, float]] = {
@@ -81,7 +82,8 @@ def count(model: nn.Module, *inputs: Tensor) -> Count:
     The mode of the model decides about the kind of its batch norms.
     """
     counter = _Counter()
-    with _table_of_counted_ops(model, counter), _module_names(model, counter), counter:
+    swap = partial(_counted_ops, counter)
+    with swapped_ops(model, swap), _module_names(model, counter), counter:
         model(*inputs)
     sizes = {name: _size(module) for name, module in model.named_modules()}
     return Count(sizes, counter.tallies)
@@ -217,9 +219,8 @@ OP_TALLIES: dict[str, Callable] = {
 }
 
 
-@contextmanager
-def _table_of_counted_ops(model: nn.Module, counter: _Counter) -> Iterator[None]:
-    """Ops named in OP_TALLIES are tallied by their formula instead of by what they call."""
+def _counted_ops(counter: _Counter, _: str, table: OpTable) -> OpTable:
+    """The table with ops named in OP_TALLIES tallied by formula instead of by what they call."""
 
     def counted(op: Callable, formula: Callable) -> Callable:
         def run(*args, **kwargs):
@@ -230,16 +231,7 @@ def _table_of_counted_ops(model: nn.Module, counter: _Counter) -> Iterator[None]
 
         return run
 
-    tables = {m: m.ops for m in model.modules() if isinstance(getattr(m, "ops", None), OpTable)}
-    for module, table in tables.items():
-        module.ops = replace(
-            table, **{op: counted(getattr(table, op), f) for op, f in OP_TALLIES.items()}
-        )
-    try:
-        yield
-    finally:
-        for module, table in tables.items():
-            module.ops = table
+    return replace(table, **{op: counted(getattr(table, op), f) for op, f in OP_TALLIES.items()})
 
 
 @contextmanager
