@@ -7,18 +7,19 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from python_ref.analysis.photo import load_photo, middle_square, normalised
+
 from .demo_picture import draw, explain
 from .measure import Clock, clock_for
 from .models import accelerate, create_model
 
-SQUARE = 224
+SQUARE = 224  # the side that the models were designed for
 ROUNDS = 3
 # Sums of millions of terms in another order: errors of two float32 runs scatter about each other
 # by this share of the largest value even where both are right.
@@ -74,7 +75,7 @@ def run_demo(
     weights = checkpoint.name if checkpoint else "random weights"
     console.print(f"{name}, {weights}, float32 on {device}; photograph {height} x {width}\n")
     agreed = True
-    for images in (as_square(photo), normalised(photo)):
+    for images in (normalised(middle_square(photo, SQUARE)), normalised(photo)):
         images = images.to(device)
         agreements = compare(reference, accelerated, images)
         agreed &= all(a.ok for a in agreements)
@@ -85,35 +86,6 @@ def run_demo(
     draw(explain(reference, images, photo, (row, column), f" ({weights})"), output)
     console.print(f"windows, attention and gates of pixel ({row}, {column}): {output}")
     return agreed
-
-
-def load_photo(path: Path | None) -> Tensor:
-    """(3, H, W) in [0, 1]: the file, or a photograph that comes with scikit-learn."""
-    if path is None:
-        from sklearn.datasets import load_sample_image
-
-        pixels = load_sample_image("china.jpg")
-    else:
-        from PIL import Image
-
-        pixels = np.asarray(Image.open(path).convert("RGB"))
-    return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255
-
-
-def normalised(photo: Tensor) -> Tensor:
-    """A batch of one, with zero mean and unit variance per channel."""
-    mean = photo.mean(dim=(1, 2), keepdim=True)
-    deviation = photo.std(dim=(1, 2), keepdim=True).clamp_min(1e-3)
-    return ((photo - mean) / deviation).unsqueeze(0)
-
-
-def as_square(photo: Tensor) -> Tensor:
-    """The middle of the photograph at the size that the model was designed for."""
-    side = min(photo.shape[1:])
-    top, left = ((n - side) // 2 for n in photo.shape[1:])
-    middle = photo[None, :, top : top + side, left : left + side]
-    small = F.interpolate(middle, (SQUARE, SQUARE), mode="bicubic", antialias=True)
-    return normalised(small[0].clamp(0, 1))
 
 
 def results(model: nn.Module, images: Tensor) -> Iterator[tuple[str, Tensor]]:

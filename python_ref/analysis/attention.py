@@ -1,0 +1,221 @@
+"""Attention maps of any family: where a place of the image looks, operator by operator.
+
+Every attention is linear in its values. Hence the weights that a query gives to the keys are the
+gradient of one channel of its output with respect to that channel of the values, whatever windows,
+dilations, biases and masks the operator has. Nothing of its insides is written down again here.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from python_ref.analysis.recording import recorded_calls
+from python_ref.ops import (
+    abstract_token_attention,
+    atrous_attention_out,
+    conv_attention,
+    multiscale_attention_out,
+    single_query_attention_out,
+)
+from python_ref.ops.depthwise import depthwise
+
+# Tokens that form no grid of about the image's shape have no place in a picture.
+_LARGEST_ASPECT_ERROR = 1.3
+
+
+@dataclass(frozen=True)
+class AttentionMap:
+    """What one place of the image looks at, in one attention.
+
+    Attributes:
+        module: name of the mixer.
+        label: which branch, scale or query, if there are several.
+        weights: (h, rows, columns) for every head: weight of every key.
+    """
+
+    module: str
+    label: str
+    weights: Tensor
+
+
+@dataclass(frozen=True)
+class _Segment:
+    """Values (B, *keys, h, d), and the linear function from them to outputs (B, *queries, h, d)."""
+
+    label: str
+    values: Tensor
+    attend: Callable[[Tensor], Tensor]
+    has_place: bool = True  # queries lie on the map; otherwise they are learned
+
+
+def attention_maps(
+    model: nn.Module, image: Tensor, place: tuple[float, float] = (0.5, 0.5)
+) -> list[AttentionMap]:
+    """Attention weights of the query nearest to a place, for every attention of a model.
+
+    Learned queries, which have no place, are all shown. Left out are tokens without a place: groups
+    of tokens and pixels picked by content.
+
+    Args:
+        model: any backbone whose mixers call their operators through `ops`.
+        image: (1, C, H, W).
+        place: row and column, as shares of the image's height and width, in [0, 1).
+
+    Returns:
+        One map for each attention, and for each branch or scale in it, in the order of the calls.
+
+    Raises:
+        ValueError: image is not one, place is outside, or the model has no attention to show.
+    """
+    if image.ndim != 4 or image.shape[0] != 1:
+        raise ValueError(f"image must be (1, C, H, W), got {tuple(image.shape)}")
+    if not all(0 <= share < 1 for share in place):
+        raise ValueError(f"place must be two numbers in [0, 1), got {place}")
+    aspect = image.shape[2] / image.shape[3]
+    with torch.no_grad(), recorded_calls(model, _SEGMENTS) as calls:
+        model(image)
+    found = []
+    for call in calls:
+        for segment in _SEGMENTS[call.op](call.arguments):
+            if (weights := _weights(segment, place, aspect)) is not None:
+                found.append(AttentionMap(call.module, segment.label, weights))
+    if not found:
+        raise ValueError(
+            f"{type(model).__name__} has no attention between places; the operators that can be "
+            f"shown are {', '.join(_SEGMENTS)}"
+        )
+    return found
+
+
+def _weights(segment: _Segment, place: tuple[float, float], aspect: float) -> Tensor | None:
+    """(h, rows, columns), or None if queries or keys have no place."""
+    with torch.enable_grad():
+        values = segment.values.detach().requires_grad_()
+        out = segment.attend(values)
+    query = 0
+    if segment.has_place:
+        grid = _grid(out.shape[1:-2], aspect)
+        if grid is None or out.shape[0] != 1:
+            return None
+        rows, columns, first = grid
+        query = first + int(place[0] * rows) * columns + int(place[1] * columns)
+    keys = _grid(values.shape[1:-2], aspect)
+    if keys is None:
+        return None
+    rows, columns, first = keys
+    (grad,) = torch.autograd.grad(out.flatten(1, -3)[0, query, :, 0].sum(), values)
+    weights = grad[0].flatten(0, -3)[first:, :, 0]
+    return weights.T.unflatten(-1, (rows, columns))
+
+
+def _grid(shape: torch.Size, aspect: float) -> tuple[int, int, int] | None:
+    """Rows, columns and class tokens in front of a map or a row of tokens."""
+    if len(shape) == 2:
+        return shape[0], shape[1], 0
+    options = [
+        (_distance(rows / (count // rows), aspect), first, rows, count // rows)
+        for first in (0, 1)
+        if (count := shape[0] - first) > 0
+        for rows in range(1, count + 1)
+        if count % rows == 0
+    ]
+    error, first, rows, columns = min(options, default=(math.inf, 0, 0, 0))
+    return (rows, columns, first) if error <= math.log(_LARGEST_ASPECT_ERROR) else None
+
+
+def _distance(ratio: float, aspect: float) -> float:
+    return abs(math.log(ratio / aspect))
+
+
+def _atrous_attention(call: Mapping) -> Iterator[_Segment]:
+    qkv, bias, window, scale = (call[name] for name in ("qkv", "bias", "window", "scale"))
+    for k, dilation in enumerate(call["dilations"]):
+        query, key, value = qkv[:, :, :, k].unbind(dim=3)
+        table = None if bias is None else bias[k : k + 1]
+
+        def attend(v, query=query, key=key, table=table, dilation=dilation):
+            branch = torch.stack([query, key, v], dim=3).unsqueeze(3)
+            return atrous_attention_out(branch, table, (dilation,), window, scale).squeeze(3)
+
+        yield _Segment(f"dilation {dilation}" if qkv.shape[3] > 1 else "", value, attend)
+
+
+def _multiscale_attention(call: Mapping) -> Iterator[_Segment]:
+    q, ks, vs, scale = (call[name] for name in ("q", "ks", "vs", "scale"))
+    for i, value in enumerate(vs):
+
+        def attend(v, i=i):
+            values = [v if i == j else other for j, other in enumerate(vs)]
+            return multiscale_attention_out(q, ks, values, scale)
+
+        yield _Segment(f"scale {i + 1}" if len(vs) > 1 else "", value, attend)
+
+
+def _abstract_token_attention(call: Mapping) -> Iterator[_Segment]:
+    query, key, value = call["qkv"].unbind(dim=3)
+
+    def attend(v):
+        arguments = dict(call) | {"qkv": torch.stack([query, key, v], dim=3)}
+        return abstract_token_attention(**arguments)[0]
+
+    yield _Segment("", value, attend)
+
+
+def _conv_attention(call: Mapping) -> Iterator[_Segment]:
+    heads = call["logits"].shape[3]
+
+    def attend(v):
+        return conv_attention(**dict(call) | {"v": v.flatten(-2)}).unflatten(-1, (heads, -1))
+
+    yield _Segment("", call["v"].unflatten(-1, (heads, -1)), attend)
+
+
+def _conv_attention_fused(call: Mapping) -> Iterator[_Segment]:
+    pooled = depthwise(call["x"], call["dw_weight"], stride=2)
+    logits = F.linear(pooled, call["logit_weight"], call["logit_bias"])
+    yield from _conv_attention(
+        {
+            "v": F.linear(call["x"], call["value_weight"]),
+            "logits": logits.unflatten(-1, (call["heads"], 9, 9)),
+            "scale": call["scale"],
+        }
+    )
+
+
+def _single_query_attention(call: Mapping) -> Iterator[_Segment]:
+    queries = call["query"].shape[-3]
+    for g in range(queries):
+        query = call["query"][..., g : g + 1, :, :]
+
+        def attend(v, query=query):
+            return single_query_attention_out(**dict(call) | {"query": query, "v": v})
+
+        label = f"query {g + 1}" if queries > 1 else ""
+        yield _Segment(label, call["v"], attend, has_place=False)
+
+
+def _single_query_attention_absorbed(call: Mapping) -> Iterator[_Segment]:
+    heads = call["query"].shape[-2]
+    key, value = (
+        F.linear(call["x"], call[name]).unflatten(-1, (heads, -1))
+        for name in ("key_weight", "value_weight")
+    )
+    names = ("query", "scale", "exclude")
+    yield from _single_query_attention(
+        {name: call[name] for name in names} | {"k": key, "v": value}
+    )
+
+
+_SEGMENTS: dict[str, Callable[[Mapping], Iterator[_Segment]]] = {
+    "abstract_token_attention": _abstract_token_attention,
+    "atrous_attention": _atrous_attention,
+    "conv_attention": _conv_attention,
+    "conv_attention_fused": _conv_attention_fused,
+    "multiscale_attention": _multiscale_attention,
+    "single_query_attention": _single_query_attention,
+    "single_query_attention_absorbed": _single_query_attention_absorbed,
+}
