@@ -5,12 +5,15 @@ Models come as a function of keyword arguments, for example
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from python_ref.models.weights import load_weights, save_weights
+from python_ref.ops import OpTable
+from python_ref.ops.swap import swapped_ops
 from python_ref.published import Row, agrees
 
 Build = Callable[..., nn.Module]
@@ -102,6 +105,28 @@ def check_compiles(build: Build, size: tuple[int, int] = (64, 48)) -> None:
     x = torch.randn(1, 3, *size)
     with torch.no_grad():
         torch.testing.assert_close(compiled(x), model(x))
+
+
+def check_lists_its_ops(build: Build, size: tuple[int, int] = (64, 48)) -> None:
+    """Every mixer calls exactly the operators that its `used_ops` names."""
+    model = build(num_classes=10).eval()
+    called: dict[str, set[str]] = {}
+
+    def spying(mixer: str, table: OpTable) -> OpTable:
+        def spy(op: str) -> Callable:
+            def call(*args):
+                called[mixer].add(op)
+                return getattr(table, op)(*args)
+
+            return call
+
+        called[mixer] = set()
+        return replace(table, **{op: spy(op) for op in vars(table)})
+
+    with swapped_ops(model, spying), torch.no_grad():
+        model(torch.randn(1, 3, *size))
+    assert called == {name: set(model.get_submodule(name).used_ops) for name in called}
+    assert called
 
 
 def tensors_of(output: object) -> list[Tensor]:

@@ -9,6 +9,7 @@ from model_checks import (
     check_batches_do_not_mix,
     check_compiles,
     check_features,
+    check_lists_its_ops,
     check_pooled_features,
     check_round_trip,
     check_row,
@@ -189,6 +190,16 @@ def test_state_dict_round_trip_and_deterministic_eval(name, tmp_path):
 @every_mixer
 def test_batches_do_not_mix_in_eval(name):
     check_batches_do_not_mix(partial(create_model, name, **SMALL))
+
+
+@every_mixer
+def test_mixers_call_the_ops_that_they_list(name):
+    check_lists_its_ops(partial(create_model, name, **SMALL))
+
+
+@pytest.mark.parametrize("gc", ["append", "replace"])
+def test_mixers_with_group_convolutions_call_the_ops_that_they_list(gc):
+    check_lists_its_ops(partial(small, gc=gc))
 
 
 @pytest.mark.parametrize("name", ["cq_cvt_13", "mrl_cvt_13"])
