@@ -143,66 +143,66 @@ class OpTable:
     abstract_token_attention: Callable  # (qkv, token, window, scale, pad_kv) -> out, summary
     atrous_attention: Callable  # (qkv, bias, dilations, window, scale) -> out
     atrous_dwconv: Callable  # (x, weight, dilations, stride) -> n maps
-    conv_attention: Callable  # (v, logits, scale, kernel, stride, padding) -> y
-    conv_attention_fused: Callable  # (x, dw, logit_weight, logit_bias, value_weight, heads, scale)
-    patch_embed: Callable  # (x, weight, patch, kind, pool_mode) -> (B, H', W', C')
-    propagate_conv: Callable  # (maps, kernels, weight, H, W, gate_x, gate_weight) -> y
-    strip_dwconv: Callable  # (x, horizontal, vertical) -> (B, H, W, C)
-    whiten_conv: Callable  # (x, weight, dw_weight, axis) -> (B, H, W, C')
-    token_fusion: Callable  # (q, kv, y, scale) -> z
     bilinear_sample: Callable  # (x, offset) -> y
-    mixed_head_attention: Callable  # (q, k, v, w1, b1, w2, b2, scale) -> out
-    context_topk: Callable  # (u, n) -> index
-    partial_combine: Callable  # (x, update, foreground, index) -> out
-    group_propagate: Callable  # (x, w3, b3, w5, b5, kv3, kv5, scale) -> y
     branch_project_in: Callable  # (x, norms, linears) -> (B, H, W, n * D)
     branch_project_out: Callable  # (x, linears) -> n tensors (B, H, W, C)
+    context_topk: Callable  # (u, n) -> index
+    conv_attention: Callable  # (v, logits, scale, kernel, stride, padding) -> y
+    conv_attention_fused: Callable  # (x, dw, logit_weight, logit_bias, value_weight, heads, scale)
     downsample_pair: Callable  # (x, weight3, weight5, scale, shift) -> (x1, x2)
     dwconv_act: Callable  # (x, weight, bias, act) -> y
+    dwconv_qkv: Callable  # (x, wq, wk, wv, 3 affines, stride_q, stride_kv, cls) -> q, k, v
     gated_fuse: Callable  # (x, m, weight, bias, scale, residual) -> y
+    group_propagate: Callable  # (x, w3, b3, w5, b5, kv3, kv5, scale) -> y
     grouped_pointwise: Callable  # (x, weights, biases) -> y
     inject_fuse: Callable  # (local, logit, offset) -> y
-    multiscale_attention: Callable  # (q, ks, vs, scale) -> out
-    region_sample: Callable  # (x, weight, bias) -> (B, H', W', C)
-    region_mix: Callable  # (x, g, weight, region, bias) -> y
-    dwconv_qkv: Callable  # (x, wq, wk, wv, 3 affines, stride_q, stride_kv, cls) -> q, k, v
     lift_pool: Callable  # (x, weight, group, reduce) -> y
+    mixed_head_attention: Callable  # (q, k, v, w1, b1, w2, b2, scale) -> out
+    multiscale_attention: Callable  # (q, ks, vs, scale) -> out
+    partial_combine: Callable  # (x, update, foreground, index) -> out
+    patch_embed: Callable  # (x, weight, patch, kind, pool_mode) -> (B, H', W', C')
     pool_cat: Callable  # (xs, height, width) -> y
+    propagate_conv: Callable  # (maps, kernels, weight, H, W, gate_x, gate_weight) -> y
+    region_mix: Callable  # (x, g, weight, region, bias) -> y
+    region_sample: Callable  # (x, weight, bias) -> (B, H', W', C)
     single_query_attention: Callable  # (query, k, v, scale, exclude) -> out
     single_query_attention_absorbed: Callable  # (query, x, wk, wv, bv, scale, exclude) -> out
+    strip_dwconv: Callable  # (x, horizontal, vertical) -> (B, H, W, C)
+    token_fusion: Callable  # (q, kv, y, scale) -> z
     value_conv: Callable  # (out, v, weight, bias, scale, shift) -> y
+    whiten_conv: Callable  # (x, weight, dw_weight, axis) -> (B, H, W, C')
 
 
 REFERENCE = OpTable(
     abstract_token_attention=abstract_token_attention_out,
     atrous_attention=atrous_attention_out,
     atrous_dwconv=atrous_dwconv,
-    conv_attention=conv_attention,
-    conv_attention_fused=conv_attention_fused,
-    patch_embed=patch_embed_out,
-    propagate_conv=propagate_conv,
-    strip_dwconv=strip_dwconv,
-    whiten_conv=whiten_conv,
-    token_fusion=token_fusion,
     bilinear_sample=bilinear_sample,
-    mixed_head_attention=mixed_head_attention_out,
-    context_topk=context_topk,
-    partial_combine=partial_combine,
-    group_propagate=group_propagate,
     branch_project_in=branch_project_in,
     branch_project_out=branch_project_out,
+    context_topk=context_topk,
+    conv_attention=conv_attention,
+    conv_attention_fused=conv_attention_fused,
     downsample_pair=downsample_pair,
     dwconv_act=dwconv_act,
+    dwconv_qkv=dwconv_qkv,
     gated_fuse=gated_fuse,
+    group_propagate=group_propagate,
     grouped_pointwise=grouped_pointwise,
     inject_fuse=inject_fuse,
-    multiscale_attention=multiscale_attention_out,
-    region_sample=region_sample,
-    region_mix=region_mix,
-    dwconv_qkv=dwconv_qkv,
     lift_pool=lift_pool,
+    mixed_head_attention=mixed_head_attention_out,
+    multiscale_attention=multiscale_attention_out,
+    partial_combine=partial_combine,
+    patch_embed=patch_embed_out,
     pool_cat=pool_cat,
+    propagate_conv=propagate_conv,
+    region_mix=region_mix,
+    region_sample=region_sample,
     single_query_attention=single_query_attention_out,
     single_query_attention_absorbed=single_query_attention_absorbed_out,
+    strip_dwconv=strip_dwconv,
+    token_fusion=token_fusion,
     value_conv=value_conv,
+    whiten_conv=whiten_conv,
 )
