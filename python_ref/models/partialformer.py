@@ -77,7 +77,8 @@ class PartialAttention(nn.Module):
     token in front they attend to each other, heads mixed before and after the softmax (MMSA,
     Eq. 5.5). The output of the abstract token is the query that reads the background, one per head
     (SQA, Eq. 5.6); a small MLP of what it reads is added to all background tokens (Eq. 5.7). Holds
-    the LayerNorm before it, because the choice looks at the map before that norm.
+    the LayerNorm before it, because the choice looks at the map before that norm. A map without
+    background, of one token or with ratio 1, gives the parameters of `update` no gradient.
 
     Args:
         dim: channels C.
