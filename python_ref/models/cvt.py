@@ -109,8 +109,8 @@ class Stage(nn.Module):
 class CvT(Backbone):
     """CvT with any of the mixers, see `python_ref.models.create_model`.
 
-    The classifier sees the LayerNorm of the class token or, without one, of the mean of the last
-    map's normalised pixels. Any input size; the 7x7 embedding drops up to two trailing pixels.
+    The classifier sees the normalised class token or, without one, the mean of the last map's
+    normalised pixels. Any input size; the 7x7 embedding drops up to two trailing pixels.
     """
 
     def __init__(self, config: CvTConfig, settings: Settings) -> None:
