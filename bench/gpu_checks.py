@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 import hybrid_kernels
 from hybrid_kernels import checking
-from hybrid_kernels.samples import Declaration, Maker, Sample, declarations
+from hybrid_kernels.samples import Cost, Declaration, Maker, Sample, declarations
 
 DTYPES = (torch.float32, torch.bfloat16)
 
@@ -93,7 +93,7 @@ def replays_like_eager(op: Callable, args: tuple, other: tuple) -> bool:
 def _small_samples() -> Iterator[tuple[Declaration, Sample, torch.dtype]]:
     for declaration in declarations().values():
         for sample in declaration.samples:
-            for dtype in DTYPES if sample.small else ():
+            for dtype in DTYPES if sample.cost == Cost.SMALL else ():
                 yield declaration, sample, dtype
 
 

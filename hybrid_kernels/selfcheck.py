@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 from . import _native, backends, checking, info
-from .samples import Declaration, Maker, Sample, declarations
+from .samples import Cost, Declaration, Maker, Sample, declarations
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -107,7 +107,7 @@ def _of_backend(name: str) -> list[Target]:
 
 
 def rounds(op_names: Sequence[str], quick: bool) -> list[tuple[Declaration, torch.dtype, Sample]]:
-    """What to run: every sample in every dtype, the large ones in float32 only.
+    """What to run: every sample in every dtype, the huge ones in float32 only.
 
     A quick run takes the small ones in two dtypes.
     """
@@ -118,7 +118,8 @@ def rounds(op_names: Sequence[str], quick: bool) -> list[tuple[Declaration, torc
         if op in op_names
         for dtype in dtypes
         for sample in declaration.samples
-        if sample.small or not (quick or (sample.large and dtype != torch.float32))
+        if sample.cost == Cost.SMALL
+        or not (quick or (sample.cost == Cost.HUGE and dtype != torch.float32))
     ]
 
 
@@ -155,4 +156,4 @@ def _serves(target: Target, declaration: Declaration, dtype: torch.dtype, sample
         return False
     if dtype == torch.float64 and target.backend not in ("cpu", "reference"):
         return False
-    return sample.small or not (target.is_interpreted or target.is_lowered)
+    return sample.cost == Cost.SMALL or not (target.is_interpreted or target.is_lowered)

@@ -4,8 +4,9 @@
         declaration = atrous_attention.DECLARATION
 
 Environment: HYBRID_TEST_DEVICE (cpu, cuda), HYBRID_KERNELS_BACKEND (triton, ...),
-HYBRID_KERNELS_LIBRARY (the emulated CUDA build). The suite is the same for all of them; what a
-backend cannot do by design is skipped with its reason.
+HYBRID_KERNELS_LIBRARY (the emulated CUDA build), HYBRID_TEST_COST (small, medium, large, huge: the
+costliest samples, where the default is not to the purpose). The suite is the same for all of them;
+what a backend cannot do by design is skipped with its reason.
 """
 
 import itertools
@@ -23,13 +24,12 @@ from torch.utils import _pytree as pytree
 import hybrid_kernels
 from hybrid_kernels import _native
 from hybrid_kernels.checking import Run, check_sample, convert, floating, fused, run
-from hybrid_kernels.samples import Declaration, Maker, Sample
+from hybrid_kernels.samples import Cost, Declaration, Maker, Sample
 
 DEVICE = os.environ.get("HYBRID_TEST_DEVICE", "cpu")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 EMULATOR = _native.build_info()["emulator"]
 INTERPRETED = hybrid_kernels.get_backend() == "triton" and DEVICE == "cpu"
-# Emulated and interpreted kernels take milliseconds for a window: they get the small samples.
 SLOW = bool(EMULATOR) or INTERPRETED
 
 
@@ -49,9 +49,13 @@ def arguments(sample: Sample, dtype: torch.dtype) -> tuple[Any, ...]:
     return sample.build(Maker(dtype, DEVICE))
 
 
-def skip_if_slow(sample: Sample) -> None:
-    if SLOW and sample.large:
-        pytest.skip(f"{sample.name} has too many windows for an emulated or interpreted kernel")
+def highest_cost() -> Cost:
+    """Of the samples that can be afforded here."""
+    if wish := os.environ.get("HYBRID_TEST_COST"):
+        return Cost[wish.upper()]
+    if INTERPRETED or EMULATOR in ("asan", "tsan"):
+        return Cost.MEDIUM
+    return Cost.LARGE if EMULATOR else Cost.HUGE
 
 
 def assert_same_bits(first: Run, second: Run, label: str) -> None:
@@ -112,11 +116,11 @@ def spread(t: Tensor) -> Tensor:
 def pytest_parameters(suite: type, metafunc: pytest.Metafunc) -> None:
     """Fill in ``sample``, ``small_sample``, ``dtype``, ``isa`` and ``bad_call`` (see conftest)."""
     declaration = suite.declaration
-    small = [sample for sample in declaration.samples if sample.small]
+    affordable = [sample for sample in declaration.samples if sample.cost <= highest_cost()]
     isas = _native.build_info()["cpu_isas"] if backend() == "cpu" else [None]
     values: dict[str, Sequence[Any]] = {
-        "sample": declaration.samples,
-        "small_sample": small,
+        "sample": affordable,
+        "small_sample": [sample for sample in affordable if sample.cost == Cost.SMALL],
         "dtype": dtypes(),
         "isa": isas,
         "bad_call": declaration.bad_calls,
@@ -136,7 +140,6 @@ class OpSuite:
     declaration: Declaration
 
     def test_values_and_gradients_are_as_exact_as_the_reference(self, sample, dtype, isa):
-        skip_if_slow(sample)
         with instruction_set(isa):
             assert_accurate(self.declaration, sample, dtype)
 
@@ -221,13 +224,11 @@ class OpSuite:
         assert_same_bits(run(fused(self.declaration), args), Run(outputs), "exported")
 
     def test_meta_tensors_give_the_shapes_and_dtypes_of_real_ones(self, sample, dtype):
-        skip_if_slow(sample)
         real = run(fused(self.declaration), arguments(sample, dtype)).outputs
         meta = run(fused(self.declaration), sample.build(Maker(dtype, "meta"))).outputs
         assert [(o.shape, o.dtype) for o in real] == [(o.shape, o.dtype) for o in meta]
 
     def test_ten_runs_give_the_same_bits(self, sample, dtype):
-        skip_if_slow(sample)
         args = arguments(sample, dtype)
         first = run(fused(self.declaration), args, floating(args))
         for _ in range(1 if SLOW else 9):
@@ -250,7 +251,6 @@ class OpSuite:
             assert_same_bits(runs[0], other, sample.name)
 
     def test_nothing_outside_the_arguments_is_read(self, sample, dtype):
-        skip_if_slow(sample)
         args = arguments(sample, dtype)
         plain = run(fused(self.declaration), args, floating(args))
         fenced = run(fused(self.declaration), convert(args, guarded), floating(args))
@@ -293,7 +293,7 @@ class OpSuite:
             torch.autograd.grad(grad.sum(), leaves[place])
 
     def _first_small(self) -> Sample:
-        return next(sample for sample in self.declaration.samples if sample.small)
+        return next(s for s in self.declaration.samples if s.cost == Cost.SMALL)
 
     def _tensors_only(self) -> Callable:
         op = fused(self.declaration)

@@ -42,14 +42,13 @@ TRITON_TESTS += ["tests/test_triton_interpreter.py"]
 CPU_TESTS = tests_of(path.parent.name for path in (ROOT / "csrc").glob("*/*_cpu.cpp"))
 CUDA_TESTS = tests_of(path.parent.name for path in (ROOT / "csrc").glob("*/*_cuda.cu"))
 
-# An interpreted window takes a tenth of a second, an emulated one under a sanitizer not much less.
-# Every way of running repeats the values and gradients; where it is slow, without the samples of
-# many windows, and without float16 where its code is that of bfloat16.
+# Every way of running repeats the values and gradients, on the samples that it can afford (see
+# samples.Cost and harness.highest_cost); where it is slow, without float16, whose code is that of
+# bfloat16.
 VALUES = "test_values_and_gradients"
-LIGHT = f"({VALUES} and not (stage2 or one_size or other_size))"
-TWO_DTYPES = f"({LIGHT} and (float32 or bfloat16))"
+TWO_DTYPES = f"({VALUES} and (float32 or bfloat16))"
 
-INTERPRETED_TESTS = f"{LIGHT} or test_triton_interpreter or bad_arguments or second_derivative"
+INTERPRETED_TESTS = f"{VALUES} or test_triton_interpreter or bad_arguments or second_derivative"
 INTERPRETED = {"TRITON_INTERPRET": "1", "HYBRID_KERNELS_BACKEND": "triton"}
 
 
@@ -66,7 +65,7 @@ SUITES = [
     Suite("cpu-asan", ["tests/cpu_asan.py", *PYTEST, *TWO_WORKERS, "-k", TWO_DTYPES, *CPU_TESTS]),
     emulated("plain", "fwd"),
     *(emulated("plain", order, VALUES) for order in ("rev", "1", "2")),
-    emulated("asan", "fwd", LIGHT),
+    emulated("asan", "fwd", VALUES),
     emulated("tsan", "fwd", TWO_DTYPES),
 ]
 

@@ -16,7 +16,7 @@ from bench.roofline import Limits, Work
 from bench.timing import interleave
 from hybrid_kernels import samples
 from hybrid_kernels.measure import Clock, Sample
-from hybrid_kernels.samples import Maker, atrous_attention
+from hybrid_kernels.samples import Cost, Maker, atrous_attention
 from python_ref.ops import atrous_attention_out
 
 GPU_SCRIPT = machine.ROOT / "bench" / "gpu.sh"
@@ -151,7 +151,7 @@ def test_results_say_where_they_come_from():
 
 def test_every_small_sample_runs_for_the_sanitizers():
     ran = list(gpu_checks.run_small_samples("cpu"))
-    small = [s for d in samples.declarations().values() for s in d.samples if s.small]
+    small = [s for d in samples.declarations().values() for s in d.samples if s.cost == Cost.SMALL]
     assert len(ran) == len(small) * len(gpu_checks.DTYPES) > 0
 
 

@@ -3,6 +3,7 @@
 A module here bears its op's name and defines ``DECLARATION``.
 """
 
+import enum
 import importlib
 import pkgutil
 from collections.abc import Callable
@@ -36,18 +37,28 @@ class Maker:
         return torch.randn(shape, generator=self._generator, dtype=torch.float32)
 
 
+class Cost(enum.IntEnum):
+    """What a sample costs, and so where it runs: every place takes all up to some cost.
+
+    ``SMALL`` ones run everywhere, also where one call becomes many: finite differences, opcheck.
+    ``MEDIUM`` ones are fit for interpreters and for sanitizers, where a window takes a tenth of a
+    second, ``LARGE`` ones for the emulator, where it takes a millisecond, ``HUGE`` ones for
+    compiled kernels only.
+    """
+
+    SMALL = 0
+    MEDIUM = 1
+    LARGE = 2
+    HUGE = 3
+
+
 @dataclass(frozen=True)
 class Sample:
-    """Arguments of ``torch.ops.hybrid.<op>``.
-
-    ``small`` ones go through finite differences and through emulators, where a window takes
-    milliseconds; ``large`` ones are left out there, with a printed reason.
-    """
+    """Arguments of ``torch.ops.hybrid.<op>``."""
 
     name: str
     build: Callable[[Maker], tuple[Any, ...]]
-    small: bool = False
-    large: bool = False
+    cost: Cost = Cost.MEDIUM
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Samples of atrous_attention: the paper's shapes shrunk, and every edge of the index maths."""
 
-from . import BadCall, Declaration, Maker, Sample
+from . import BadCall, Cost, Declaration, Maker, Sample
 
 
 def _call(
@@ -19,8 +19,8 @@ def _call(
     return qkv, table, dilations, window, width**-0.5 if scale is None else scale
 
 
-def _sample(name: str, size, dilations, *, small=False, large=False, **options) -> Sample:
-    return Sample(name, lambda make: _call(make, size, dilations, **options), small, large)
+def _sample(name: str, size, dilations, *, cost=Cost.MEDIUM, **options) -> Sample:
+    return Sample(name, lambda make: _call(make, size, dilations, **options), cost)
 
 
 def _channels_first(make: Maker):
@@ -44,37 +44,41 @@ def _expanded(make: Maker):
 
 
 SAMPLES = (
-    _sample("stage1", (2, 56, 56), [1, 2, 4, 8], width=32, large=True),
-    _sample("stage2", (1, 28, 28), [1, 2, 4], heads=4, width=32),
+    _sample("stage1", (2, 56, 56), [1, 2, 4, 8], width=32, cost=Cost.HUGE),
+    _sample("stage2", (1, 28, 28), [1, 2, 4], heads=4, width=32, cost=Cost.LARGE),
     _sample("stage3", (2, 14, 14), [1, 2], heads=3, width=32),
-    _sample("one_size", (5, 14, 17), [1, 2], heads=4, width=8, window=6),
-    _sample("other_size", (7, 15, 20), [1, 2], heads=4, width=8, window=6),
-    _sample("stage4", (2, 7, 7), [1], heads=2, width=16, small=True),
-    _sample("ragged", (2, 9, 13), [1], width=16, small=True),
+    _sample("one_size", (5, 14, 17), [1, 2], heads=4, width=8, window=6, cost=Cost.LARGE),
+    _sample("other_size", (7, 15, 20), [1, 2], heads=4, width=8, window=6, cost=Cost.LARGE),
+    _sample("stage4", (2, 7, 7), [1], heads=2, width=16, cost=Cost.SMALL),
+    _sample("ragged", (2, 9, 13), [1], width=16, cost=Cost.SMALL),
     _sample("ragged_dilated", (1, 17, 10), [1, 2, 4], heads=3, width=16),
-    _sample("dilation_beyond_map", (1, 5, 3), [8, 1], width=8, small=True),
-    _sample("one_pixel", (1, 1, 1), [2], width=32, small=True),
-    _sample("one_row", (2, 1, 23), [1, 3], width=8, window=5, small=True),
-    _sample("zero_batch", (0, 7, 7), [1, 2], width=16, small=True),
-    _sample("zero_rows", (2, 0, 7), [1], width=16, small=True),
-    _sample("width_1", (1, 5, 6), [1, 2], width=1, window=3, small=True),
+    _sample("dilation_beyond_map", (1, 5, 3), [8, 1], width=8, cost=Cost.SMALL),
+    _sample("one_pixel", (1, 1, 1), [2], width=32, cost=Cost.SMALL),
+    _sample("one_row", (2, 1, 23), [1, 3], width=8, window=5, cost=Cost.SMALL),
+    _sample("zero_batch", (0, 7, 7), [1, 2], width=16, cost=Cost.SMALL),
+    _sample("zero_rows", (2, 0, 7), [1], width=16, cost=Cost.SMALL),
+    _sample("width_1", (1, 5, 6), [1, 2], width=1, window=3, cost=Cost.SMALL),
     _sample("width_12", (1, 8, 9), [1, 2], width=12, window=4),
     _sample("width_15", (1, 7, 14), [1], heads=3, width=15),
     _sample("width_35", (1, 7, 9), [1], heads=1, width=35, window=3),
     _sample("width_48", (1, 14, 14), [1, 2], width=48),
     _sample("width_128", (1, 8, 7), [1], heads=1, width=128),
-    _sample("window_1", (1, 3, 4), [1, 2], width=8, window=1, small=True),
+    _sample("window_1", (1, 3, 4), [1, 2], width=8, window=1, cost=Cost.SMALL),
     _sample("window_8", (1, 17, 16), [1, 2], width=16, window=8),
     _sample("window_12", (1, 24, 13), [1], width=32, window=12),
     _sample("window_16", (1, 16, 18), [1], heads=1, width=16, window=16),
-    _sample("eight_branches", (1, 6, 5), [1, 2, 3, 4, 5, 6, 7, 8], width=8, window=2, small=True),
-    _sample("no_bias", (1, 9, 7), [1, 2], width=16, bias=False, small=True),
-    _sample("large_scores", (1, 7, 7), [1], width=16, scale=8.0, small=True),
-    _sample("negative_scale", (1, 5, 5), [1], width=8, window=3, scale=-0.3, small=True),
-    _sample("many_windows", (1, 257, 257), [1], heads=1, width=8, window=1, bias=False, large=True),
-    Sample("channels_first", _channels_first, small=True),
+    _sample(
+        "eight_branches", (1, 4, 5), [1, 2, 3, 1, 2, 3, 1, 2], width=8, window=2, cost=Cost.SMALL
+    ),
+    _sample("no_bias", (1, 9, 7), [1, 2], width=16, bias=False, cost=Cost.SMALL),
+    _sample("large_scores", (1, 7, 7), [1], width=16, scale=8.0, cost=Cost.SMALL),
+    _sample("negative_scale", (1, 5, 5), [1], width=8, window=3, scale=-0.3, cost=Cost.SMALL),
+    _sample(
+        "many_windows", (1, 257, 257), [1], heads=1, width=8, window=1, bias=False, cost=Cost.HUGE
+    ),
+    Sample("channels_first", _channels_first, cost=Cost.SMALL),
     Sample("sliced", _sliced),
-    Sample("expanded", _expanded, small=True),
+    Sample("expanded", _expanded, cost=Cost.SMALL),
 )
 
 

@@ -1,6 +1,7 @@
 """Samples of atrous_merge: the windows of every kind of map, also strided."""
 
-from . import BadCall, Declaration, Maker, Sample
+from . import BadCall, Cost, Declaration, Maker, Sample
+from .atrous_partition import SIZES, Size
 
 
 def _call(make: Maker, shape: tuple[int, int, int, int], window: int, dilation: int):
@@ -10,16 +11,10 @@ def _call(make: Maker, shape: tuple[int, int, int, int], window: int, dilation: 
     return make.data(B, windows, window**2, C), H, W, window, dilation
 
 
-def _sample(
-    name: str,
-    shape: tuple[int, int, int, int],
-    window: int,
-    dilation: int,
-    *,
-    small: bool = True,
-    large: bool = False,
-) -> Sample:
-    return Sample(name, lambda make: _call(make, shape, window, dilation), small, large)
+def _sample(size: Size) -> Sample:
+    return Sample(
+        size.name, lambda make: _call(make, size.shape, size.window, size.dilation), size.cost
+    )
 
 
 def _channels_first(make: Maker):
@@ -41,26 +36,10 @@ def _expanded(make: Maker):
 
 
 SAMPLES = (
-    _sample("stage1_windows", (2, 56, 56, 64), 7, 1, small=False, large=True),
-    _sample("stage1_dilated", (2, 56, 56, 64), 7, 4, small=False, large=True),
-    # Larger than the caches: another way of storing.
-    _sample("streamed", (5, 112, 121, 32), 7, 2, small=False, large=True),
-    _sample("one_size", (2, 20, 24, 5), 7, 2, small=False),
-    _sample("other_size", (3, 15, 26, 5), 7, 2, small=False),
-    _sample("even", (2, 14, 14, 8), 7, 2),
-    _sample("ragged", (2, 9, 13, 4), 4, 1),
-    _sample("ragged_dilated", (1, 17, 10, 3), 3, 4),
-    _sample("dilation_beyond_map", (1, 5, 3, 4), 2, 8),
-    _sample("window_beyond_map", (1, 5, 3, 2), 20, 1),
-    _sample("window_1", (2, 3, 4, 6), 1, 1),
-    _sample("one_pixel", (1, 1, 1, 7), 3, 2),
-    _sample("one_channel", (2, 6, 7, 1), 3, 2),
-    _sample("zero_batch", (0, 7, 7, 4), 7, 1),
-    _sample("zero_rows", (2, 0, 7, 4), 7, 1),
-    _sample("many_windows", (1, 257, 257, 2), 1, 1, small=False, large=True),
-    Sample("channels_first", _channels_first, small=True),
-    Sample("sliced", _sliced, small=True),
-    Sample("expanded", _expanded, small=True),
+    *map(_sample, SIZES),
+    Sample("channels_first", _channels_first, Cost.SMALL),
+    Sample("sliced", _sliced, Cost.SMALL),
+    Sample("expanded", _expanded, Cost.SMALL),
 )
 
 

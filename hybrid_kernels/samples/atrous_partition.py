@@ -1,19 +1,49 @@
 """Samples of atrous_partition: maps that windows tile, maps that they do not, and no map at all."""
 
-from . import BadCall, Declaration, Maker, Sample
+from typing import NamedTuple
+
+from . import BadCall, Cost, Declaration, Maker, Sample
 
 
-def _sample(
-    name: str,
-    shape: tuple[int, int, int, int],
-    window: int,
-    dilation: int,
-    *,
-    fill: float = 0.0,
-    small: bool = True,
-    large: bool = False,
-) -> Sample:
-    return Sample(name, lambda make: (make.data(*shape), window, dilation, fill), small, large)
+class Size(NamedTuple):
+    """A map, and how it is cut into windows."""
+
+    name: str
+    shape: tuple[int, int, int, int]  # (B, H, W, C)
+    window: int
+    dilation: int
+    fill: float = 0.0
+    cost: Cost = Cost.SMALL
+
+
+# Of atrous_merge too.
+SIZES = (
+    Size("stage1_windows", (2, 56, 56, 64), 7, 1, cost=Cost.HUGE),
+    Size("stage1_dilated", (2, 56, 56, 64), 7, 4, cost=Cost.HUGE),
+    # Larger than the caches: another way of storing.
+    Size("streamed", (5, 112, 121, 32), 7, 2, cost=Cost.HUGE),
+    Size("one_size", (2, 20, 24, 5), 7, 2, cost=Cost.LARGE),
+    Size("other_size", (3, 15, 26, 5), 7, 2, cost=Cost.LARGE),
+    Size("even", (2, 14, 14, 8), 7, 2),
+    Size("odd_lines", (2, 14, 13, 17), 7, 2),
+    Size("ragged", (2, 9, 13, 4), 4, 1, fill=-1.5),
+    Size("ragged_dilated", (1, 17, 10, 3), 3, 4, fill=0.25),
+    Size("dilation_beyond_map", (1, 5, 3, 4), 2, 8, fill=1.0),
+    Size("window_beyond_map", (1, 5, 3, 2), 20, 1),
+    Size("window_1", (2, 3, 4, 6), 1, 1),
+    Size("window_1_dilated", (1, 5, 6, 2), 1, 3),
+    Size("one_pixel", (1, 1, 1, 7), 3, 2, fill=2.0),
+    Size("one_channel", (2, 6, 7, 1), 3, 2),
+    Size("zero_batch", (0, 7, 7, 4), 7, 1),
+    Size("zero_rows", (2, 0, 7, 4), 7, 1),
+    Size("zero_channels", (2, 7, 7, 0), 7, 1),
+    Size("many_windows", (1, 257, 257, 2), 1, 1, cost=Cost.HUGE),
+)
+
+
+def _sample(size: Size) -> Sample:
+    arguments = size.window, size.dilation, size.fill
+    return Sample(size.name, lambda make: (make.data(*size.shape), *arguments), size.cost)
 
 
 def _channels_first(make: Maker):
@@ -32,29 +62,10 @@ def _expanded(make: Maker):
 
 
 SAMPLES = (
-    _sample("stage1_windows", (2, 56, 56, 64), 7, 1, small=False, large=True),
-    _sample("stage1_dilated", (2, 56, 56, 64), 7, 4, small=False, large=True),
-    # Larger than the caches: another way of storing.
-    _sample("streamed", (5, 112, 121, 32), 7, 2, small=False, large=True),
-    _sample("one_size", (2, 20, 24, 5), 7, 2, small=False),
-    _sample("other_size", (3, 15, 26, 5), 7, 2, small=False),
-    _sample("even", (2, 14, 14, 8), 7, 2),
-    _sample("grid", (1, 14, 14, 3), 7, 2),
-    _sample("ragged", (2, 9, 13, 4), 4, 1, fill=-1.5),
-    _sample("ragged_dilated", (1, 17, 10, 3), 3, 4, fill=0.25),
-    _sample("dilation_beyond_map", (1, 5, 3, 4), 2, 8, fill=1.0),
-    _sample("window_beyond_map", (1, 5, 3, 2), 20, 1),
-    _sample("window_1", (2, 3, 4, 6), 1, 1),
-    _sample("window_1_dilated", (1, 5, 6, 2), 1, 3),
-    _sample("one_pixel", (1, 1, 1, 7), 3, 2, fill=2.0),
-    _sample("one_channel", (2, 6, 7, 1), 3, 2),
-    _sample("zero_batch", (0, 7, 7, 4), 7, 1),
-    _sample("zero_rows", (2, 0, 7, 4), 7, 1),
-    _sample("zero_channels", (2, 7, 7, 0), 7, 1),
-    _sample("many_windows", (1, 257, 257, 2), 1, 1, small=False, large=True),
-    Sample("channels_first", _channels_first, small=True),
-    Sample("sliced", _sliced, small=True),
-    Sample("expanded", _expanded, small=True),
+    *map(_sample, SIZES),
+    Sample("channels_first", _channels_first, Cost.SMALL),
+    Sample("sliced", _sliced, Cost.SMALL),
+    Sample("expanded", _expanded, Cost.SMALL),
 )
 
 

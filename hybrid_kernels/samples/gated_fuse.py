@@ -1,6 +1,6 @@
 """Samples of gated_fuse: both uses in ACC-ViT, every kind of scale, and strided maps."""
 
-from . import BadCall, Declaration, Maker, Sample
+from . import BadCall, Cost, Declaration, Maker, Sample
 
 
 def _call(
@@ -23,8 +23,8 @@ def _call(
     return x, m, weight, bias, make.parameter(*factors) if factors else None, residual
 
 
-def _sample(name: str, shape, branches: int, *, small=False, large=False, **options) -> Sample:
-    return Sample(name, lambda make: _call(make, shape, branches, **options), small, large)
+def _sample(name: str, shape, branches: int, *, cost=Cost.MEDIUM, **options) -> Sample:
+    return Sample(name, lambda make: _call(make, shape, branches, **options), cost)
 
 
 def _channels_first(make: Maker):
@@ -50,34 +50,34 @@ def _expanded(make: Maker):
 
 
 SAMPLES = (
-    _sample("stage1", (2, 56, 56, 64), 4, scale="branch", large=True),
-    _sample("stage2", (1, 28, 28, 128), 3),
+    _sample("stage1", (2, 56, 56, 64), 4, scale="branch", cost=Cost.HUGE),
+    _sample("stage2", (1, 28, 28, 128), 3, cost=Cost.LARGE),
     _sample("convolution", (2, 14, 14, 96), 3, scale="channel", residual=False),
     # Larger than the caches: another way of storing.
-    _sample("streamed", (3, 75, 150, 64), 2, scale="channel", large=True),
-    _sample("one_size", (2, 14, 17, 24), 3, scale="channel"),
-    _sample("other_size", (5, 11, 13, 24), 3, scale="channel"),
+    _sample("streamed", (3, 75, 150, 64), 2, scale="channel", cost=Cost.HUGE),
+    _sample("one_size", (2, 14, 17, 24), 3, scale="channel", cost=Cost.LARGE),
+    _sample("other_size", (5, 11, 13, 24), 3, scale="channel", cost=Cost.LARGE),
     _sample("small_images", (40, 3, 5, 16), 2, scale="channel"),
-    _sample("no_residual", (1, 5, 6, 16), 2, residual=False, small=True),
-    _sample("drop_path", (3, 4, 5, 16), 2, scale="branch", small=True),
-    _sample("mean", (2, 4, 5, 16), 3, gate=False, small=True),
-    _sample("scaled_mean", (2, 4, 5, 12), 2, gate=False, scale="channel", small=True),
-    _sample("one_branch", (2, 4, 5, 16), 1, gate=False, small=True),
-    _sample("one_scaled_branch", (2, 4, 5, 16), 1, gate=False, scale="branch", small=True),
-    _sample("one_gated_branch", (2, 4, 5, 8), 1, small=True),
+    _sample("no_residual", (1, 5, 6, 16), 2, residual=False, cost=Cost.SMALL),
+    _sample("drop_path", (3, 4, 5, 16), 2, scale="branch", cost=Cost.SMALL),
+    _sample("mean", (2, 4, 5, 16), 3, gate=False, cost=Cost.SMALL),
+    _sample("scaled_mean", (2, 4, 5, 12), 2, gate=False, scale="channel", cost=Cost.SMALL),
+    _sample("one_branch", (2, 4, 5, 16), 1, gate=False, cost=Cost.SMALL),
+    _sample("one_scaled_branch", (2, 4, 5, 16), 1, gate=False, scale="branch", cost=Cost.SMALL),
+    _sample("one_gated_branch", (2, 4, 5, 8), 1, cost=Cost.SMALL),
     _sample("five_branches", (1, 6, 5, 20), 5, scale="branch"),
     _sample("eight_branches", (1, 6, 5, 33), 8, scale="channel"),
-    _sample("one_channel", (2, 5, 6, 1), 2, scale="branch", small=True),
-    _sample("channels_3", (2, 5, 6, 3), 2, small=True),
+    _sample("one_channel", (2, 5, 6, 1), 2, scale="branch", cost=Cost.SMALL),
+    _sample("channels_3", (2, 5, 6, 3), 2, cost=Cost.SMALL),
     _sample("channels_35", (1, 9, 7, 35), 4, scale="channel"),
-    _sample("one_pixel", (1, 1, 1, 16), 2, small=True),
-    _sample("one_row", (2, 1, 23, 12), 2, small=True),
-    _sample("zero_batch", (0, 7, 7, 8), 2, scale="channel", small=True),
-    _sample("zero_rows", (2, 0, 7, 8), 2, scale="branch", small=True),
+    _sample("one_pixel", (1, 1, 1, 16), 2, cost=Cost.SMALL),
+    _sample("one_row", (2, 1, 23, 12), 2, cost=Cost.SMALL),
+    _sample("zero_batch", (0, 7, 7, 8), 2, scale="channel", cost=Cost.SMALL),
+    _sample("zero_rows", (2, 0, 7, 8), 2, scale="branch", cost=Cost.SMALL),
     _sample("steep_gate", (1, 5, 6, 16), 3, steepness=40.0),
-    Sample("channels_first", _channels_first, small=True),
+    Sample("channels_first", _channels_first, cost=Cost.SMALL),
     Sample("sliced", _sliced),
-    Sample("expanded", _expanded, small=True),
+    Sample("expanded", _expanded, cost=Cost.SMALL),
 )
 
 
