@@ -142,7 +142,7 @@ def test_training_on_one_picture_finds_its_nuclei():
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.3 * losses[0]
-    probability, found = predict_image(model, image[0], window=64, crop=crop)
+    probability, found = predict_image(model.eval(), image[0], window=64, crop=crop)
     nuclei = label_nuclei(central(probability, crop), central(found, crop))
     assert len(np.unique(nuclei)) == 5  # four and the background
 
