@@ -5,15 +5,14 @@ gradient of one channel of its output with respect to that channel of the values
 dilations, biases and masks the operator has. Nothing of its insides is written down again here.
 """
 
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from python_ref.analysis.recording import recorded_calls
+from python_ref.analysis.recording import Call, grid_of, recorded_calls
 from python_ref.ops import (
     abstract_token_attention,
     atrous_attention_out,
@@ -22,9 +21,6 @@ from python_ref.ops import (
     single_query_attention_out,
 )
 from python_ref.ops.depthwise import depthwise
-
-# Tokens that form no grid of about the image's shape have no place in a picture.
-_LARGEST_ASPECT_ERROR = 1.3
 
 
 @dataclass(frozen=True)
@@ -57,8 +53,10 @@ def attention_maps(
 ) -> list[AttentionMap]:
     """Attention weights of the query nearest to a place, for every attention of a model.
 
-    Learned queries, which have no place, are all shown. Left out are tokens without a place: groups
-    of tokens and pixels picked by content.
+    Learned queries, which have no place, are all shown. Left out are tokens without a place (groups
+    of tokens, several pooled maps in a row, pixels picked by content), and maps that are attended
+    to piece by piece (shifted windows). Maps that a mixer fills up to whole windows are taken for
+    the image: use a size that the windows tile.
 
     Args:
         model: any backbone whose mixers call their operators through `ops`.
@@ -75,13 +73,12 @@ def attention_maps(
         raise ValueError(f"image must be (1, C, H, W), got {tuple(image.shape)}")
     if not all(0 <= share < 1 for share in place):
         raise ValueError(f"place must be two numbers in [0, 1), got {place}")
-    aspect = image.shape[2] / image.shape[3]
     with torch.no_grad(), recorded_calls(model, _SEGMENTS) as calls:
         model(image)
     found = []
-    for call in calls:
+    for call in _whole_maps(calls):
         for segment in _SEGMENTS[call.op](call.arguments):
-            if (weights := _weights(segment, place, aspect)) is not None:
+            if (weights := _weights(segment, place, image.shape[2:])) is not None:
                 found.append(AttentionMap(call.module, segment.label, weights))
     if not found:
         raise ValueError(
@@ -91,44 +88,30 @@ def attention_maps(
     return found
 
 
-def _weights(segment: _Segment, place: tuple[float, float], aspect: float) -> Tensor | None:
+def _whole_maps(calls: Sequence[Call]) -> list[Call]:
+    """Calls but for those of a mixer that cuts its map: more than one attention inside windows."""
+    cut = [call.module for call in calls if call.op == "atrous_attention"]
+    return [call for call in calls if cut.count(call.module) < 2]
+
+
+def _weights(segment: _Segment, place: tuple[float, float], size: Sequence[int]) -> Tensor | None:
     """(h, rows, columns), or None if queries or keys have no place."""
     with torch.enable_grad():
         values = segment.values.detach().requires_grad_()
         out = segment.attend(values)
-    query = 0
+    query, queries = 0, (1, 1, 0)
     if segment.has_place:
-        grid = _grid(out.shape[1:-2], aspect)
-        if grid is None or out.shape[0] != 1:
+        queries = grid_of(out.shape[1:-2], size)
+        if queries is None or out.shape[0] != 1:
             return None
-        rows, columns, first = grid
-        query = first + int(place[0] * rows) * columns + int(place[1] * columns)
-    keys = _grid(values.shape[1:-2], aspect)
-    if keys is None:
+        rows, columns, query = queries
+        query += int(place[0] * rows) * columns + int(place[1] * columns)
+    keys = grid_of(values.shape[1:-2], size)
+    if keys is None or keys[2] != queries[2]:
         return None
-    rows, columns, first = keys
     (grad,) = torch.autograd.grad(out.flatten(1, -3)[0, query, :, 0].sum(), values)
-    weights = grad[0].flatten(0, -3)[first:, :, 0]
-    return weights.T.unflatten(-1, (rows, columns))
-
-
-def _grid(shape: torch.Size, aspect: float) -> tuple[int, int, int] | None:
-    """Rows, columns and class tokens in front of a map or a row of tokens."""
-    if len(shape) == 2:
-        return shape[0], shape[1], 0
-    options = [
-        (_distance(rows / (count // rows), aspect), first, rows, count // rows)
-        for first in (0, 1)
-        if (count := shape[0] - first) > 0
-        for rows in range(1, count + 1)
-        if count % rows == 0
-    ]
-    error, first, rows, columns = min(options, default=(math.inf, 0, 0, 0))
-    return (rows, columns, first) if error <= math.log(_LARGEST_ASPECT_ERROR) else None
-
-
-def _distance(ratio: float, aspect: float) -> float:
-    return abs(math.log(ratio / aspect))
+    weights = grad[0].flatten(0, -3)[keys[2] :, :, 0]
+    return weights.T.unflatten(-1, keys[:2])
 
 
 def _atrous_attention(call: Mapping) -> Iterator[_Segment]:

@@ -1,21 +1,22 @@
 """What a model does on the way: the calls of its operators, and the maps between its layers."""
 
 import inspect
-from collections.abc import Collection, Iterator, Mapping
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from math import isqrt
 
 import torch
 from torch import Tensor, nn
 
-from python_ref.layers import DropPath
+from python_ref.layers import DropPath, PositionConv
 from python_ref.ops import REFERENCE, OpTable
 from python_ref.ops.swap import swapped_ops
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList)
-_NORMS = (nn.LayerNorm, nn.BatchNorm2d)
+# What stands beside the layers of a stage and is none itself.
+_ASIDE = (nn.LayerNorm, nn.BatchNorm2d, nn.Identity, PositionConv)
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def layers(model: nn.Module) -> dict[str, nn.Module]:
     """Stem, residual blocks and downsamplings, whatever the family, by name, in order.
 
     A block is what holds a `DropPath`, the outermost one. What stands beside blocks is a layer too,
-    but for norms and the classifier.
+    but for norms, positional encodings and the classifier.
     """
     found: dict[str, nn.Module] = {}
 
@@ -76,7 +77,7 @@ def layers(model: nn.Module) -> dict[str, nn.Module]:
     def descend(prefix: str, module: nn.Module) -> None:
         for name, child in module.named_children():
             path = f"{prefix}.{name}" if prefix else name
-            if isinstance(child, _NORMS) or path == "head":
+            if isinstance(child, _ASIDE) or path == "head":
                 continue
             whole = _is_block(child) or path == "stem"
             if whole or not (isinstance(child, _CONTAINERS) or holds_blocks(child)):
@@ -88,49 +89,84 @@ def layers(model: nn.Module) -> dict[str, nn.Module]:
     return found
 
 
-def layer_maps(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
-    """Output (B, C, h, w) of every layer that writes a map, by the name of the layer.
-
-    Args:
-        model: a backbone.
-        images: (B, C, H, W), square, so that rows can be told from channels.
-
-    Raises:
-        ValueError: images are not square.
-    """
-    if images.shape[-1] != images.shape[-2]:
-        raise ValueError(f"images must be square, got {tuple(images.shape)}")
-    maps: dict[str, Tensor] = {}
+def run_layers(model: nn.Module, images: Tensor) -> tuple[object, dict[str, Tensor]]:
+    """Result of the model, and the tensors that its layers returned, in the order of time."""
+    outputs: dict[str, Tensor] = {}
 
     def keep(name: str, _module: nn.Module, _args: tuple, out: object) -> None:
-        if isinstance(out, Tensor) and (found := _as_map(out)) is not None:
-            maps[name] = found
+        if isinstance(out, Tensor):
+            outputs[name] = out
 
     hooks = [
         module.register_forward_hook(partial(keep, name)) for name, module in layers(model).items()
     ]
     try:
-        with torch.no_grad():
-            model(images)
+        return model(images), outputs
     finally:
         for hook in hooks:
             hook.remove()
-    return maps
+
+
+def layer_maps(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    """Output (B, C', H', W') of every layer that returns a map, by the name of the layer.
+
+    Args:
+        model: a backbone.
+        images: (B, C, H, W).
+    """
+    with torch.no_grad():
+        _, outputs = run_layers(model, images)
+    maps = {name: as_map(out, images.shape[2:]) for name, out in outputs.items()}
+    return {name: found for name, found in maps.items() if found is not None}
+
+
+def as_map(out: Tensor, size: Sequence[int]) -> Tensor | None:
+    """A map (B, C, H', W') of an image of this size, from NHWC, NCHW or tokens; else None.
+
+    Where the shape leaves it open, as in 32 x 32 x 32, channels lie next to each other in memory.
+    """
+    if out.ndim == 3:
+        grid = grid_of(out.shape[1:2], size)
+        return None if grid is None else out[:, grid[2] :].mT.unflatten(-1, grid[:2])
+    if out.ndim != 4:
+        return None
+    channels_last, channels_first = (
+        grid_of(out.shape[first : first + 2], size) is not None for first in (1, 2)
+    )
+    if channels_first and not (channels_last and out.stride(1) > 1):
+        return out
+    return out.permute(0, 3, 1, 2) if channels_last else None
+
+
+def grid_of(shape: Sequence[int], size: Sequence[int]) -> tuple[int, int, int] | None:
+    """Rows, columns and class tokens in front, of a map (H', W') or of tokens (N,) in a row.
+
+    None if they are not the grid of an image of this size at any stride, rounded up or down.
+    """
+    options = [(shape[0], shape[1], 0)] if len(shape) == 2 else _factors(shape[0])
+    return next((grid for grid in options if _is_strided(grid[:2], size)), None)
+
+
+def _is_strided(grid: Sequence[int], size: Sequence[int]) -> bool:
+    """Whether one stride s gives n = ceil(N / s) on both sides, or n = floor(N / s) on both."""
+    if min(grid) < 1:
+        return False
+    up = [(n / g, n / (g - 1) if g > 1 else math.inf) for n, g in zip(size, grid, strict=True)]
+    down = [(n / (g + 1), n / g) for n, g in zip(size, grid, strict=True)]
+    return max(low for low, _ in up) < min(high for _, high in up) or max(
+        low for low, _ in down
+    ) < min(high for _, high in down)
+
+
+def _factors(tokens: int) -> list[tuple[int, int, int]]:
+    """All grids of this many tokens, with and without a class token."""
+    return [
+        (rows, count // rows, first)
+        for first, count in ((0, tokens), (1, tokens - 1))
+        for rows in range(1, count + 1)
+        if count % rows == 0
+    ]
 
 
 def _is_block(module: nn.Module) -> bool:
     return any(isinstance(child, DropPath) for child in module.children())
-
-
-def _as_map(out: Tensor) -> Tensor | None:
-    """A square map as (B, C, h, w), from NHWC, NCHW or tokens; None for anything else."""
-    if out.ndim == 3:
-        for first in (0, 1):  # with and without a class token
-            side = isqrt(out.shape[1] - first)
-            if side and side * side == out.shape[1] - first:
-                return out[:, first:].mT.unflatten(-1, (side, side))
-    if out.ndim != 4:
-        return None
-    if out.shape[2] == out.shape[3] and (out.shape[1] != out.shape[2] or out.stride(1) == 1):
-        return out
-    return out.permute(0, 3, 1, 2) if out.shape[1] == out.shape[2] else None
