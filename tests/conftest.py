@@ -20,7 +20,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_terminal_summary(terminalreporter) -> None:
     """What the checks against other implementations recorded, whatever worker they ran on."""
     lines = [
-        f"{report.nodeid.partition('::')[2]}: {value}"
+        f"{report.nodeid.rpartition('/')[2]}: {value}"
         for report in terminalreporter.getreports("passed")
         for name, value in report.user_properties
         if name == "difference"

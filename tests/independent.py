@@ -95,6 +95,23 @@ def with_weights_of(
     return ours
 
 
+def example(*shape: int) -> Tensor:
+    """Normal random numbers in float64, always the same."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def check_logits(
+    record: Callable[[str, object], None],
+    ours: nn.Module,
+    theirs: Callable[[Tensor], Tensor],
+    size: tuple[int, int],
+) -> None:
+    """Equal logits of two images; see `check_equal`."""
+    x = example(2, 3, *size)
+    with torch.no_grad():
+        check_equal(record, [ours(x)], [theirs(x)])
+
+
 def check_equal(
     record: Callable[[str, object], None], ours: Sequence[Tensor], theirs: Sequence[Tensor]
 ) -> None:

@@ -3,7 +3,7 @@
 import independent
 import pytest
 import torch
-from independent import check_equal, randomised, with_weights_of
+from independent import check_equal, example, randomised, with_weights_of
 
 from python_ref.models import create_model
 from python_ref.ops import conv_attention
@@ -55,7 +55,7 @@ def test_coat(widths, record_property):
     ours = with_weights_of(
         theirs.state_dict(), create_model(name, num_classes=10), COAT, COAT_SHARED
     )
-    x = torch.randn(2, 3, *size, dtype=torch.float64)
+    x = example(2, 3, *size)
     with torch.no_grad():
         expected = [theirs(x), *theirs.forward_intermediates(x, intermediates_only=True)]
         check_equal(record_property, [ours(x), *ours.forward_features(x)], expected)
@@ -67,7 +67,7 @@ def test_convolutional_attention_is_outlook_attention(stride, size, record_prope
     volo = independent.load("timm.models.volo")
     heads, dim = 6, 48
     theirs = randomised(volo.OutlookAttention(dim, heads, stride=stride, qkv_bias=True))
-    x = torch.randn(2, *size, dim, dtype=torch.float64)
+    x = example(2, *size, dim)
     with torch.no_grad():
         centres = theirs.pool(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         logits = theirs.attn(centres).unflatten(-1, (heads, 9, 9))

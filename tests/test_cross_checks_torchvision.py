@@ -3,7 +3,7 @@
 import independent
 import pytest
 import torch
-from independent import check_equal, randomised, with_weights_of
+from independent import check_equal, check_logits, example, randomised, with_weights_of
 from torch import nn
 
 from python_ref.layers import AtrousAttention, Mlp
@@ -48,12 +48,6 @@ PARTITION_ATTENTION = [
 INDICES = "relative_position_index"  # a constant of their shapes
 
 
-def check_logits(record, ours: nn.Module, theirs: nn.Module, size: tuple[int, int]) -> None:
-    x = torch.randn(2, 3, *size, dtype=torch.float64)
-    with torch.no_grad():
-        check_equal(record, [ours(x)], [theirs(x)])
-
-
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_resnet(name, record_property):
     models = independent.load("torchvision.models")
@@ -93,6 +87,6 @@ def test_attention_of_maxvit_is_atrous_attention(kind, dilation, record_property
         PARTITION_ATTENTION,
         INDICES,
     )
-    x = torch.randn(2, side, side, dim, dtype=torch.float64)
+    x = example(2, side, side, dim)
     with torch.no_grad():
         check_equal(record_property, [ours(x)], [theirs(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)])
