@@ -259,13 +259,21 @@ class BackwardTile : ScoreGrads<Arith> {
     return static_cast<const T*>(p_.grad_out) + head * p_.grad_out_stride[4];
   }
 
+  Rows<T> grad_rows(const Tokens& tokens, int head, int part) const {
+    T* base = static_cast<T*>(p_.grad_qkv) + int64_t{part * p_.h + head} * e_;
+    return {base, tokens.row, 3 * int64_t{e_}};
+  }
+
   void start_prefetch(const Tokens& next, int head) {
-    const int blocks = 2 * column_blocks(vectors_) + 3 * column_blocks(ceil_div(e_, kLanes));
-    prefetcher_.start(next.count, 5 * kBlockRows<2> / blocks + 1);
-    for (int part = 0; part < 3; ++part)
-      prefetcher_.add(qkv(head, part), next.qkv, sizeof(T), e_ * sizeof(T));
-    prefetcher_.add(grad_out(head), next.grad_out, sizeof(T), e_ * sizeof(T));
+    prefetcher_.start(next.count, 2 * this->key_blocks() + 3 * this->channel_blocks());
+    const int bytes = e_ * sizeof(T);
+    prefetcher_.add(qkv(head, 0), next.qkv, sizeof(T), bytes, p_.qkv_stride[4] * sizeof(T));
+    prefetcher_.add(grad_out(head), next.grad_out, sizeof(T), bytes);
     if (head == 0) prefetcher_.add(p_.lse, next.row, sizeof(float), p_.h * sizeof(float));
+    const Rows<T> grad = grad_rows(next, head, 0);
+    if (p_.grad_qkv && !this->streams(grad))
+      prefetcher_.add(grad.base, grad.offsets, grad.scale * sizeof(T), bytes,
+                      p_.h * int64_t{bytes});
   }
 
   void pack(int head) {
@@ -313,8 +321,7 @@ class BackwardTile : ScoreGrads<Arith> {
   template <Walk kWalk>
   void store_grad(int head, int part, const float* s, const float* other, const float* factors) {
     const int step = kWalk == Walk::kAlongRow ? stride_ / Arith::kPerWord : stride_;
-    T* base = static_cast<T*>(p_.grad_qkv) + int64_t{part * p_.h + head} * e_;
-    stage_({base, tokens_->row, 3 * int64_t{e_}}, count_, e_, [&](auto grad) {
+    stage_(grad_rows(*tokens_, head, part), count_, e_, [&](auto grad) {
       this->template channel_products<kWalk>(s, step, other, factors, grad);
     });
   }

@@ -133,8 +133,7 @@ class ForwardTile : Softmax<Arith> {
     pack(head);
     this->softmax(this->template words_in_map<T>() ? this->map_rows(qkv(head, 1))
                                                    : this->packed_rows(this->k_));
-    const Rows<T> out{static_cast<T*>(p_.out) + head * int64_t{e_}, tokens.row, e_};
-    stage_(out, count_, e_, [&](auto rows) {
+    stage_(out_rows(tokens, head), count_, e_, [&](auto rows) {
       this->template channel_products<Walk::kAlongColumn>(this->s_, stride_, v_, this->inverse_,
                                                           rows);
     });
@@ -147,19 +146,17 @@ class ForwardTile : Softmax<Arith> {
     return static_cast<const T*>(p_.qkv) + head * p_.qkv_stride[5] + part * p_.qkv_stride[4];
   }
 
+  Rows<T> out_rows(const Tokens& tokens, int head) const {
+    return {static_cast<T*>(p_.out) + head * int64_t{e_}, tokens.row, e_};
+  }
+
   void start_prefetch(const Tokens& next, int head) {
-    const int blocks = column_blocks(vectors_);
+    // With one head all during the scores: what is fetched later may come too late.
+    prefetcher_.start(next.count, this->key_blocks() + (p_.h > 1 ? this->channel_blocks() : 0));
     const int bytes = e_ * sizeof(T);
-    if (bytes <= 64) {  // a cache line: one step takes those of q, k and v
-      // With one head all during the scores: what is fetched later may come too late.
-      const int more = p_.h > 1 ? column_blocks(ceil_div(e_, kLanes)) : 0;
-      prefetcher_.start(next.count, kBlockRows<2> / (blocks + more) + 1);
-      prefetcher_.add(qkv(head, 0), next.qkv, sizeof(T), bytes, p_.qkv_stride[4] * sizeof(T));
-      return;
-    }
-    prefetcher_.start(next.count, 3 * kBlockRows<2> / blocks + 1);
-    for (int part = 0; part < 3; ++part)
-      prefetcher_.add(qkv(head, part), next.qkv, sizeof(T), bytes);
+    prefetcher_.add(qkv(head, 0), next.qkv, sizeof(T), bytes, p_.qkv_stride[4] * sizeof(T));
+    if (!this->streams(out_rows(next, head)))
+      prefetcher_.add(out_rows(next, head).base, next.row, bytes, bytes);
   }
 
   void pack(int head) {

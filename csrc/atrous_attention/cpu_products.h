@@ -68,7 +68,9 @@ struct PrefetchRows {
   // Inlined: g++ drops calls of a function that does nothing but prefetch.
   __attribute__((always_inline)) void fetch(int i) const {
     const char* row = base + offsets[i] * scale;
-    for (int b = 0; b < bytes; b += 64, row += 64) {
+    const char* end = row + bytes;
+    row -= reinterpret_cast<uintptr_t>(row) % 64;  // else the last line might be left out
+    for (; row < end; row += 64) {
       __builtin_prefetch(row, 0, 2);
       if (part_step == 0) continue;
       __builtin_prefetch(row + part_step, 0, 2);
@@ -158,6 +160,8 @@ template <int kMax, class Body>
 inline __attribute__((always_inline)) void for_row_blocks(int rows, Body body) {
   int r = 0;
   for (; rows - r >= kMax; r += kMax) body(r, Int<kMax>{});
+  if constexpr (kMax > 8)
+    if (rows - r >= 7) body(r, Int<7>{}), r += 7;
   for (; rows - r >= 3; r += 3) body(r, Int<3>{});
   for (; r < rows; ++r) body(r, Int<1>{});
 }

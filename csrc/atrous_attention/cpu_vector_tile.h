@@ -149,6 +149,19 @@ class VectorTile {
     for_column_blocks(ceil_div(e, kLanes), block);
   }
 
+  // Rows go past the caches where each fills whole cache lines.
+  template <class T>
+  bool streams(const Rows<T>& rows) const {
+    return reinterpret_cast<uintptr_t>(rows.base) % 64 == 0 && e_ * sizeof(T) % 64 == 0;
+  }
+
+  // Blocks of the products with all keys, and of those that give rows of channels; at least.
+  int key_blocks() const { return column_blocks(vectors_) * ceil_div(count_, kBlockRows<2>); }
+  int channel_blocks() const {
+    const int vectors = ceil_div(e_, kLanes);
+    return column_blocks(vectors) * ceil_div(count_, vectors == 1 ? kBlockRows<1> : kBlockRows<2>);
+  }
+
   // Puts the last query's values into its column of S; with pairs, after rounding, into words.
   void put_column(float* column, float* row) const {
     if constexpr (kPairs)
@@ -172,11 +185,6 @@ class VectorTile {
 
  private:
   int64_t ordinal_[kMaxTokens];  // 0, 1, ...: the offsets of packed rows
-
-  // Rows go past the caches where each fills whole cache lines.
-  bool streams(const Rows<Element>& rows) const {
-    return reinterpret_cast<uintptr_t>(rows.base) % 64 == 0 && e_ * sizeof(Element) % 64 == 0;
-  }
 };
 
 // Results of element type T where the arithmetic gives another: rows are computed into a buffer
