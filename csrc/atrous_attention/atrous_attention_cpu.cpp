@@ -1,70 +1,36 @@
-// Atrous window attention on the CPU: chunks of windows to tiles. Compiled per instruction set.
-#include <utility>
-
-#include "cpu_backward_tile.h"
+// Atrous window attention on the CPU: the table of one instruction set, and float64.
+#include "cpu_bias_panels.h"
 #include "cpu_double_tile.h"
-#include "cpu_forward_tile.h"
+#include "cpu_run.h"
 
 namespace hybrid {
 namespace HYBRID_ISA {
 namespace {
 
-// Every window and head of the chunks that are left; a tile is told the next window as well.
-template <class Tile>
-void run(const AtrousAttentionParams& p, ChunkQueue& queue) {
-  int64_t chunk = take(queue);
-  if (chunk >= queue.end) return;
-  const ChunkPlan plan(p);
-  Tile tile(p);
-  Tokens tokens[2];
-  Tokens *now = &tokens[0], *next = &tokens[1];
-  const auto locate_next = [&](int64_t of_chunk, int64_t window) {
-    if (of_chunk >= queue.end || window >= plan.end_window(of_chunk)) return;
-    next->locate(p, plan.window(plan.branch(of_chunk), window));
-  };
-  while (chunk < queue.end) {
-    const int64_t begin = plan.first_window(chunk), end = plan.end_window(chunk);
-    const int64_t following = take(queue);
-    locate_next(chunk, begin);
-    tile.begin_chunk();
-    for (int64_t w = begin; w < end; ++w) {
-      std::swap(now, next);
-      w + 1 < end ? locate_next(chunk, w + 1)
-                  : locate_next(following, plan.first_window(following));
-      for (int head = 0; head < p.h; ++head) tile(*now, head, *next);
-    }
-    tile.end_chunk(chunk);
-    chunk = following;
-  }
-}
-
-template <template <class, class> class Tile>
-void launch(const AtrousAttentionParams& p, ChunkQueue& queue) {
-#if defined(__AVX512BF16__)
-  using Bf16 = Bf16Arith;
-#else
-  using Bf16 = FloatArith;
-#endif
+void forward(const AtrousAttentionParams& p, ChunkQueue& queue) {
   switch (p.dtype) {
     case DType::f32:
-      return run<Tile<FloatArith, float>>(p, queue);
+      return attention_forward<float>(p, queue);
     case DType::bf16:
-      return run<Tile<Bf16, bf16>>(p, queue);
+      return attention_forward<bf16>(p, queue);
     case DType::f16:
-      return run<Tile<FloatArith, f16>>(p, queue);
+      return attention_forward<f16>(p, queue);
     case DType::f64:
-      break;
+      return run<DoubleForwardTile>(p, queue);
   }
-}
-
-void forward(const AtrousAttentionParams& p, ChunkQueue& queue) {
-  if (p.dtype == DType::f64) return run<DoubleForwardTile>(p, queue);
-  launch<ForwardTile>(p, queue);
 }
 
 void backward(const AtrousAttentionParams& p, ChunkQueue& queue) {
-  if (p.dtype == DType::f64) return run<DoubleBackwardTile>(p, queue);
-  launch<BackwardTile>(p, queue);
+  switch (p.dtype) {
+    case DType::f32:
+      return attention_backward<float>(p, queue);
+    case DType::bf16:
+      return attention_backward<bf16>(p, queue);
+    case DType::f16:
+      return attention_backward<f16>(p, queue);
+    case DType::f64:
+      return run<DoubleBackwardTile>(p, queue);
+  }
 }
 
 int64_t chunks(const AtrousAttentionParams& p) { return ChunkPlan(p).chunks(); }
