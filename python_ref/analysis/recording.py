@@ -151,11 +151,12 @@ def _is_strided(grid: Sequence[int], size: Sequence[int]) -> bool:
     """Whether one stride s gives n = ceil(N / s) on both sides, or n = floor(N / s) on both."""
     if min(grid) < 1:
         return False
-    up = [(n / g, n / (g - 1) if g > 1 else math.inf) for n, g in zip(size, grid, strict=True)]
-    down = [(n / (g + 1), n / g) for n, g in zip(size, grid, strict=True)]
-    return max(low for low, _ in up) < min(high for _, high in up) or max(
-        low for low, _ in down
-    ) < min(high for _, high in down)
+    sides = list(zip(size, grid, strict=True))
+    up = [(n / g, n / (g - 1) if g > 1 else math.inf) for n, g in sides]
+    down = [(n / (g + 1), n / g) for n, g in sides]
+    return any(
+        max(low for low, _ in strides) < min(high for _, high in strides) for strides in (up, down)
+    )
 
 
 def _factors(tokens: int) -> list[tuple[int, int, int]]:
