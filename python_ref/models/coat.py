@@ -198,7 +198,9 @@ class ClassHead(nn.Module):
 class CoaT(Backbone):
     """CoaT backbone with classifier, see `python_ref.models.create_model`.
 
-    With parallel_depth=0 the stage maps are those of the serial blocks.
+    With parallel_depth=0 the stage maps are those of the serial blocks. drop_path is the rate of
+    every block, as in the original, and does not rise. Patches are not padded: a stage map has
+    H // stride rows, at least one.
 
     Raises:
         ValueError: widths do not fit the heads or each other, or windows do not share out the
