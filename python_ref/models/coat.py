@@ -208,13 +208,13 @@ class CoaT(Backbone):
     """
 
     def __init__(self, config: CoaTConfig, settings: Settings) -> None:
-        super().__init__(config.widths, (4, 8, 16, 32), settings)
         _check(config, settings)
-        in_dims = (settings.in_chans, *config.widths)
+        super().__init__(config.widths, (4, 8, 16, 32), settings)
+        in_dims = (settings.in_chans, *config.widths[:-1])
         self.serial = nn.ModuleList(
             SerialScale(in_dim, dim, patch, depth, config, settings.drop_path)
             for in_dim, dim, patch, depth in zip(
-                in_dims, config.widths, (4, 2, 2, 2), config.depths, strict=False
+                in_dims, config.widths, (4, 2, 2, 2), config.depths, strict=True
             )
         )
         dim = config.widths[-1]
@@ -257,6 +257,10 @@ def build(name: str, settings: Settings, **options: object) -> CoaT:
 
 
 def _check(config: CoaTConfig, settings: Settings) -> None:
+    if not len(config.widths) == len(config.depths) == 4:
+        raise ValueError(
+            f"widths and depths must have four entries, got {config.widths} and {config.depths}"
+        )
     if any(width % config.heads for width in config.widths):
         raise ValueError(f"heads must divide the widths {config.widths}, got {config.heads}")
     if sum(heads for _, heads in config.windows) != config.heads:
