@@ -97,7 +97,7 @@ def test_factorised_attention_averages_values_by_one_softmax_over_tokens():
         ({"window": 7}, "no option 'window'; .*parallel_depth"),
         ({"heads": 7}, r"heads must divide the widths \(152, 152, 152, 152\), got 7"),
         ({"windows": ((3, 8), (5, 1))}, "windows must share out 8 heads"),
-        ({"depths": (1, 1)}, "widths and depths must have four entries"),
+        ({"depths": (1, 1)}, "depths must have one entry for each of the 4 stages"),
         ({"widths": (152, 152, 152, 320)}, "the last three widths must be equal"),
         ({"out_indices": (4,)}, r"out_indices must be in 0\.\.3"),
     ],

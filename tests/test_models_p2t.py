@@ -106,6 +106,7 @@ def test_map_smaller_than_half_a_window_keeps_one_token():
     ("options", "message"),
     [
         ({"windows": 7}, "no option 'windows'; .*pool_ratios"),
+        ({"depths": (1, 1)}, r"depths must have one entry for each of the 4 stages, got \(1, 1\)"),
         ({"heads": (5, 2, 5, 8)}, "heads must divide dim = 48, got 5"),
         ({"out_indices": (4,)}, r"out_indices must be in 0\.\.3"),
     ],

@@ -127,6 +127,7 @@ def test_last_stage_adds_convolved_values_to_plain_attention():
     [
         ({"windows": 7}, "no option 'windows'; .*reductions"),
         ({"heads": (1, 4, 8, 16)}, r"be even, .* got heads \(1, 4, 8, 16\)"),
+        ({"heads": (2, 4)}, "heads must have one entry for each of the 4 stages"),
         ({"reductions": (8, 4, 3, 1)}, r"reductions \(8, 4, 3, 1\)"),
         ({"out_indices": (4,)}, r"out_indices must be in 0\.\.3"),
     ],

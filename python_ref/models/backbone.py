@@ -93,3 +93,16 @@ def configure(config: Config, name: str, options: Mapping[str, object]) -> Confi
     if unknown:
         raise ValueError(f"{name} has no option {unknown[0]!r}; its options are {', '.join(known)}")
     return replace(config, **options)
+
+
+def check_stages(stages: int, **settings: Sequence[object]) -> None:
+    """Refuse settings that have not one entry for each stage.
+
+    Raises:
+        ValueError: names the first of them.
+    """
+    for name, entries in settings.items():
+        if len(entries) != stages:
+            raise ValueError(
+                f"{name} must have one entry for each of the {stages} stages, got {entries}"
+            )

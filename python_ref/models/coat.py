@@ -24,7 +24,7 @@ from python_ref.layers import (
     to_nhwc,
     to_tokens,
 )
-from python_ref.models.backbone import Backbone, Settings, configure
+from python_ref.models.backbone import Backbone, Settings, check_stages, configure
 
 _BLOCK_EPS = 1e-6
 Size = tuple[int, int]
@@ -257,10 +257,7 @@ def build(name: str, settings: Settings, **options: object) -> CoaT:
 
 
 def _check(config: CoaTConfig, settings: Settings) -> None:
-    if not len(config.widths) == len(config.depths) == 4:
-        raise ValueError(
-            f"widths and depths must have four entries, got {config.widths} and {config.depths}"
-        )
+    check_stages(4, widths=config.widths, depths=config.depths)
     if any(width % config.heads for width in config.widths):
         raise ValueError(f"heads must divide the widths {config.widths}, got {config.heads}")
     if sum(heads for _, heads in config.windows) != config.heads:

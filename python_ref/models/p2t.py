@@ -24,7 +24,7 @@ from python_ref.layers import (
     to_nchw,
     to_nhwc,
 )
-from python_ref.models.backbone import Backbone, Settings, configure
+from python_ref.models.backbone import Backbone, Settings, check_stages, configure
 from python_ref.ops import REFERENCE, OpTable
 
 _BLOCK_EPS = 1e-6
@@ -132,6 +132,7 @@ class P2T(Backbone):
     """P2T backbone with classifier, see `python_ref.models.create_model`."""
 
     def __init__(self, config: P2TConfig, settings: Settings) -> None:
+        check_stages(4, **vars(config))
         widths = config.widths
         super().__init__(widths, (4, 8, 16, 32), settings)
         embeds = [PatchEmbed(settings.in_chans, widths[0], 7, 4, 3)]

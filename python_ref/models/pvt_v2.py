@@ -21,7 +21,7 @@ from python_ref.layers import (
     to_nchw,
     to_nhwc,
 )
-from python_ref.models.backbone import Backbone, Settings, configure
+from python_ref.models.backbone import Backbone, Settings, check_stages, configure
 from python_ref.models.pyramid import Stage
 from python_ref.ops import REFERENCE, OpTable
 
@@ -85,6 +85,7 @@ class PVTv2(Backbone):
     """PVTv2 with classifier, see `python_ref.models.create_model`."""
 
     def __init__(self, config: PVTv2Config, settings: Settings) -> None:
+        check_stages(4, **vars(config))
         widths = config.widths
         super().__init__(widths, (4, 8, 16, 32), settings)
         embeds = [PatchEmbed(settings.in_chans, widths[0], 7, 4, 3)]

@@ -25,7 +25,7 @@ from python_ref.layers import (
     to_nchw,
     to_nhwc,
 )
-from python_ref.models.backbone import Backbone, Settings, configure
+from python_ref.models.backbone import Backbone, Settings, check_stages, configure
 from python_ref.models.pyramid import Stage
 from python_ref.ops import REFERENCE, OpTable
 
@@ -146,9 +146,9 @@ class Shunted(Backbone):
     """
 
     def __init__(self, config: ShuntedConfig, settings: Settings) -> None:
+        _check(config)
         widths = config.widths
         super().__init__(widths, (4, 8, 16, 32), settings)
-        _check(config)
         embeds = [Stem(settings.in_chans, widths[0])]
         embeds += [PatchEmbed(*pair, 3, 2, 1) for pair in pairwise(widths)]
         rates = drop_path_rates(settings.drop_path, config.depths)
@@ -190,6 +190,7 @@ def _blocks(config: ShuntedConfig, stage: int, drop_paths: Sequence[float]) -> l
 
 
 def _check(config: ShuntedConfig) -> None:
+    check_stages(4, **vars(config))
     for dim, heads, reduction in zip(config.widths, config.heads, config.reductions, strict=True):
         if dim % heads or (reduction > 1 and (heads % 2 or reduction % 2)):
             raise ValueError(
