@@ -101,7 +101,11 @@ def draw_strengths(shares: Sequence[float], found: Tensor, title: str, path: Pat
     axes = figure.subplots()
     axes.plot(shares, found.numpy(), "o-", color="#dc267f")
     axes.axhline(1, color=INK, linewidth=0.8, linestyle=":")
-    axes.set(xlabel="order m / (n - 2)", ylabel="interaction strength J(m)", ylim=(0, None))
+    axes.set(
+        xlabel="order m / (n - 2)",
+        ylabel="interaction strength J(m)",
+        ylim=(0, 1.1 * float(found.max())),
+    )
     figure.savefig(path, dpi=130)
 
 
