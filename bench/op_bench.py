@@ -137,7 +137,7 @@ def measure_case(bench: OpBench, case: Case, dtype: str, options: Options) -> li
     torch._dynamo.reset()
     clock = clock_for(options.device)
     functions = _functions(bench, case, options)
-    args = _inputs(case, DTYPES[dtype], options.device)
+    args = make_inputs(case, DTYPES[dtype], options.device)
     calls = _agreeing_calls(functions, args, case, options.device)
     limits = limit_contestants(options.device, DTYPES[dtype])
     work = count_work(bench, args)
@@ -155,6 +155,12 @@ def measure_case(bench: OpBench, case: Case, dtype: str, options: Options) -> li
         timed = {call.name: samples[call.name] for call in contestants}
         rows += list(_rows(head, timed, peaks, work, measured))
     return rows
+
+
+def make_inputs(case: Case, dtype: torch.dtype, device: str) -> tuple:
+    """Arguments of a case; every tensor among them is a leaf that wants its gradient."""
+    args = case.build(Maker(dtype, device))
+    return pytree.tree_map_only(Tensor, lambda x: x.detach().requires_grad_(), args)
 
 
 def count_work(bench: OpBench, args: tuple) -> dict[str, Work]:
@@ -190,11 +196,6 @@ def _functions(bench: OpBench, case: Case, options: Options) -> dict[str, Callab
     if options.device == "cuda":
         functions |= bench.cuda_baselines
     return functions
-
-
-def _inputs(case: Case, dtype: torch.dtype, device: str) -> tuple:
-    args = case.build(Maker(dtype, device))
-    return pytree.tree_map_only(Tensor, lambda x: x.detach().requires_grad_(), args)
 
 
 def _leaves(args: tuple) -> list[Tensor]:

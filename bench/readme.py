@@ -29,10 +29,16 @@ def _folder(folder: Path) -> list[str]:
     texts = []
     for path in sorted(folder.glob("*.json")):
         content = json.loads(path.read_text())
-        rows = content.get("summary") or content.get("rows")
-        table = _ops_table(rows) if "summary" in content else _models_table(rows)
-        texts += [_origin(path, content["machine"]), table]
+        texts += [_origin(path, content["machine"]), _table(content)]
     return texts
+
+
+def _table(content: dict) -> str:
+    if "stages" in content:
+        return _stages_table(content["stages"])
+    return (
+        _ops_table(content["summary"]) if "summary" in content else _models_table(content["rows"])
+    )
 
 
 def _origin(path: Path, about: dict) -> str:
@@ -56,6 +62,22 @@ def _ops_table(summary: list[dict]) -> str:
             f"| {line['group']} ({line['cases']}) | {line['dtype']} | {line['phase']}{launch} "
             f"| {line['speedup']:.2f}x | {line['percent_of_roofline']:.0f} "
             f"| {line['worst_speedup']:.2f}x, {line['worst_case']} |"
+        )
+    return "\n".join(lines)
+
+
+def _stages_table(rows: list[dict]) -> str:
+    """Part of the whole's time that leaving each stage out saves."""
+    stages = list(rows[0]["cost_ms"])
+    lines = [
+        f"| case | dtype | phase | whole | {' | '.join(stages)} |",
+        "|---" * (4 + len(stages)) + "|",
+    ]
+    for row in rows:
+        costs = (f"{100 * row['cost_ms'][stage] / row['whole_ms']:.0f} %" for stage in stages)
+        lines.append(
+            f"| {row['case']} | {row['dtype']} | {row['phase']} | {row['whole_ms']:.2f} ms "
+            f"| {' | '.join(costs)} |"
         )
     return "\n".join(lines)
 

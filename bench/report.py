@@ -47,7 +47,7 @@ def write_json(path: Path, device: str, content: dict[str, object]) -> None:
     path.write_text(text + "\n")
 
 
-def rows_as_dicts(rows: Iterable[Row]) -> list[dict[str, object]]:
+def rows_as_dicts(rows: Iterable[object]) -> list[dict[str, object]]:
     return [round_floats(asdict(row)) for row in rows]
 
 

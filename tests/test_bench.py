@@ -2,13 +2,14 @@
 
 import os
 import subprocess
+import sys
 import uuid
 from pathlib import Path
 
 import pytest
 import torch
 
-from bench import bench_atrous_attention, gpu_checks, machine, readme, report
+from bench import bench_atrous_attention, gpu_checks, machine, readme, report, stages
 from bench.attention_baselines import flex_formulation, sdpa_formulation
 from bench.bench_atrous_attention import attention_case
 from bench.op_bench import OpBench, Options, count_work, measure_case
@@ -235,3 +236,48 @@ def test_gpu_script_reports_the_part_that_failed_and_goes_on(fake_gpu, broken, p
 def test_numbers_in_the_readme_are_those_of_the_result_files():
     text = readme.README.read_text()
     assert readme.rewritten(text) == text, "run `python -m bench.readme`"
+
+
+def test_cost_of_a_stage_is_what_leaving_it_out_saves():
+    class Contestant:
+        def __init__(self, name, seconds):
+            self.name, self.seconds = name, seconds
+
+        def prepare(self, case, dtype):
+            pass
+
+        def round(self, clock):
+            return dict.fromkeys(("forward", "backward"), Sample(self.seconds, 0))
+
+    whole, variant = Contestant("none", 4e-3), Contestant("packing", 3e-3)
+    rows = stages.measure([whole, variant], "a case", "float32", budget_s=0)
+    assert [row.phase for row in rows] == ["forward", "backward"]
+    assert rows[0].whole_ms == pytest.approx(4)
+    assert rows[0].cost_ms == {"packing": pytest.approx(1)}
+
+
+CHECK_VARIANT = """
+import torch
+import hybrid_kernels as hk
+
+qkv = torch.randn(1, 7, 7, 1, 3, 1, 8)
+out = hk.atrous_attention(qkv, None, [1])
+with hk.use_backend("reference"):
+    print("wrong" if (out - hk.atrous_attention(qkv, None, [1])).abs().max() > 0.1 else "right")
+"""
+
+
+@pytest.mark.parametrize(("stage", "verdict"), [("exponentials", "wrong"), ("prefetch", "right")])
+def test_variant_of_a_kernel_lacks_its_stage(stage, verdict):
+    if not list(stages.BUILD_DIR.glob("atrous_attention/*.baseline.o")):
+        pytest.skip("no objects of an in-place build to vary")
+    library = stages.build_variant("atrous_attention", stage, "baseline")
+    settings = {"HYBRID_KERNELS_LIBRARY": str(library), "HYBRID_KERNELS_CPU_ISA": "baseline"}
+    done = subprocess.run(
+        [sys.executable, "-c", CHECK_VARIANT],
+        capture_output=True,
+        text=True,
+        cwd=machine.ROOT,
+        env=os.environ | settings,
+    )
+    assert done.stdout.strip() == verdict, done.stderr

@@ -10,6 +10,7 @@ namespace {
 // dst[t][word] = row t. Rows are e elements, `words` words padded with zeros to whole vectors.
 template <class Arith, class T>
 void pack_rows(float* dst, int words, const T* base, const int64_t* offsets, int count, int e) {
+  if (left_out(Stage::packing)) return;
   const auto pack = [=](auto vectors) {  // rows of whole vectors, their number known
     for (int t = 0; t < count; ++t)
       for (int w = 0; w < vectors * kLanes; w += kLanes)
@@ -31,6 +32,7 @@ void pack_rows(float* dst, int words, const T* base, const int64_t* offsets, int
 template <class Arith, class T>
 void pack_columns(float* dst, int stride, const T* base, const int64_t* offsets, int vectors,
                   int words, int e) {
+  if (left_out(Stage::packing)) return;
   for (int t = 0; t < vectors * kLanes; t += kLanes)
     for (int w = 0; w < words; w += kLanes) {
       F block[kLanes];
@@ -46,6 +48,7 @@ void pack_columns(float* dst, int stride, const T* base, const int64_t* offsets,
 template <class Arith, class T>
 void pack_row_pairs(float* dst, int columns, const T* base, const int64_t* offsets, int count,
                     int e) {
+  if (left_out(Stage::packing)) return;
   for (int t = 0; t < count; t += 2, dst += columns)
     for (int c = 0; c < columns; c += 2 * kLanes) {
       const F low = Arith::load_words(base + offsets[t], c / 2, e);

@@ -25,7 +25,7 @@ class Prefetcher {
 
   // The share of the next product.
   PrefetchRows next() {
-    if (left_ == 0) return {};
+    if (left_ == 0 || left_out(Stage::prefetch)) return {};
     const int share = products_ > 1 ? ceil_div(left_, products_--) : left_;
     PrefetchRows rows = list_[stream_];
     rows.offsets += row_;

@@ -9,6 +9,7 @@
 #include <type_traits>
 
 #include "../common/simd.h"
+#include "../common/stages.h"
 
 namespace hybrid {
 namespace HYBRID_ISA {
@@ -20,7 +21,7 @@ struct FloatArith {
   static constexpr int kPerWord = 1;
 
   static F dot(F acc, F a, F b) { return fma(a, b, acc); }
-  static F exp(F x) { return exp2(x); }
+  static F exp(F x) { return left_out(Stage::exponentials) ? x : exp2(x); }
 
   // kLanes words of a row, from word `word` on.
   template <class T>
@@ -42,7 +43,7 @@ struct Bf16Arith {
   static constexpr int kPerWord = 2;
 
   static F dot(F acc, F a, F b) { return dot_bf16(acc, a, b); }
-  static F exp(F x) { return exp2_short(x); }
+  static F exp(F x) { return left_out(Stage::exponentials) ? x : exp2_short(x); }
   static F load_vector(const bf16* row, int word) { return load_pairs(row + 2 * word, 32); }
   static F load_words(const bf16* row, int word, int e) {
     return load_pairs(row + 2 * word, e - 2 * word);
@@ -98,6 +99,7 @@ template <class Arith, int R, int C, class Word>
 inline __attribute__((always_inline)) void multiply(F (&acc)[R][C], Word a, const float* b,
                                                     ptrdiff_t b_step, int steps,
                                                     const PrefetchRows& prefetch) {
+  if (left_out(Stage::products)) steps = 0;
   const int fetches = prefetch.count;
   for (int k = 0; k < steps; ++k) {
     if (k < fetches) prefetch.fetch(k);

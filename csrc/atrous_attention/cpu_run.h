@@ -4,6 +4,7 @@
 
 #include <utility>
 
+#include "../common/stages.h"
 #include "tokens.h"
 
 namespace hybrid {
@@ -28,7 +29,7 @@ void run(const AtrousAttentionParams& p, ChunkQueue& queue) {
   Tokens *now = &tokens[0], *next = &tokens[1];
   const auto locate_next = [&](int64_t of_chunk, int64_t window) {
     if (of_chunk >= queue.end || window >= plan.end_window(of_chunk)) return;
-    next->locate(p, plan.window(plan.branch(of_chunk), window));
+    next->locate(p, plan.window(plan.branch(of_chunk), left_out(Stage::memory) ? 0 : window));
   };
   while (chunk < queue.end) {
     const int64_t begin = plan.first_window(chunk), end = plan.end_window(chunk);

@@ -152,7 +152,8 @@ class VectorTile {
   // Rows go past the caches where each fills whole cache lines.
   template <class T>
   bool streams(const Rows<T>& rows) const {
-    return reinterpret_cast<uintptr_t>(rows.base) % 64 == 0 && e_ * sizeof(T) % 64 == 0;
+    return !left_out(Stage::memory) && reinterpret_cast<uintptr_t>(rows.base) % 64 == 0 &&
+           e_ * sizeof(T) % 64 == 0;
   }
 
   // Blocks of the products with all keys, and of those that give rows of channels; at least.
