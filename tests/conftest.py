@@ -1,8 +1,9 @@
-"""Parameters of the op suites."""
+"""Parameters of the suites of operators and models."""
 
 import os
 
 import harness
+import model_suite
 import pytest
 
 if os.environ.get("TRITON_INTERPRET") == "1":
@@ -13,8 +14,9 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if metafunc.cls is not None and issubclass(metafunc.cls, harness.OpSuite):
-        harness.pytest_parameters(metafunc.cls, metafunc)
+    for module, suite in ((harness, harness.OpSuite), (model_suite, model_suite.ModelSuite)):
+        if metafunc.cls is not None and issubclass(metafunc.cls, suite):
+            module.pytest_parameters(metafunc.cls, metafunc)
 
 
 def pytest_terminal_summary(terminalreporter) -> None:

@@ -1,19 +1,10 @@
 """ACC-ViT: published counts as exact integers, and what a user does with the models."""
 
-from functools import partial
-
-import pytest
 import torch
 from model_checks import (
     RAGGED,
-    check_batches_do_not_mix,
-    check_compiles,
-    check_features,
-    check_round_trip,
-    check_row,
-    check_trains,
-    row_id,
 )
+from model_suite import ModelSuite
 from torch import nn
 
 from python_ref.models import create_model, list_models
@@ -23,29 +14,15 @@ from python_ref.published import accvit
 def tiny_sized(**options: object) -> nn.Module:
     """One layer of femto's width per stage: every kind of block, little arithmetic."""
     torch.manual_seed(0)
-    settings = {"num_classes": 10, "layers": (1, 1, 1, 1)} | options
+    settings = {"num_classes": 10, **TestACCViT.small} | options
     return create_model("accvit_femto", **settings)
 
 
-@pytest.mark.parametrize("row", accvit.ROWS, ids=row_id)
-def test_counts_equal_the_published_ones(row):
-    check_row(row)
-
-
-def test_tiny_without_its_head_has_the_published_size():
-    with torch.device("meta"):
-        model = create_model("accvit_tiny", features_only=True)
-    assert sum(p.numel() for p in model.parameters()) == 27_591_572
-
-
-@pytest.mark.parametrize(("batch", "size"), [(1, (224, 224)), (2, RAGGED), (2, (1, 1))])
-def test_forward_and_backward_at_any_size(batch, size):
-    check_trains(partial(create_model, "accvit_femto"), batch, size)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
+class TestACCViT(ModelSuite):
+    whole = "accvit_femto"
+    small = {"layers": (1, 1, 1, 1)}
+    rows = accvit.ROWS
+    options = (
         {"dw_dilations": (1,)},
         {"gate": False},
         {"shared_mlp": False},
@@ -54,21 +31,26 @@ def test_forward_and_backward_at_any_size(batch, size):
         {"window_size": 4},
         {"drop_path": 0.5},
         {"in_chans": 1},
-    ],
-    ids=lambda options: "-".join(options),
-)
-def test_every_option_trains(options):
-    model = tiny_sized(**options)
-    model(torch.randn(2, options.get("in_chans", 3), 50, 36)).sum().backward()
-    assert all(p.grad is not None for p in model.parameters())
+    )
+    features_sizes = ((64, 96), RAGGED, (33, 2))
+    compiled_options = ({"dilations": ((1, 2), (1,), (1,), (1,))},)
+    refused = [
+        ({"windows": 3}, "no option 'windows'; .*window_size"),
+        ({"mlp": "swiglu"}, "mlp must be one of mlp, convnext"),
+        ({"layers": (1, 2)}, "one entry per stage"),
+        ({"scale_mode": "depth"}, "scale_mode must be"),
+        ({"head_dim": 48}, "head_dim"),
+        ({"drop_path": 1.0}, "drop path rate"),
+    ]
 
 
-@pytest.mark.parametrize("size", [(64, 96), RAGGED, (33, 2)])
-def test_features_have_rounded_up_sizes(size):
-    check_features(tiny_sized, size, (0, 2, 3))
+def test_tiny_without_its_head_has_the_published_size():
+    with torch.device("meta"):
+        model = create_model("accvit_tiny", features_only=True)
+    assert sum(p.numel() for p in model.parameters()) == 27_591_572
 
 
-def test_no_classes_gives_pooled_features():
+def test_logits_are_those_of_the_pooled_features():
     model = tiny_sized().eval()
     pooled = create_model("accvit_femto", num_classes=0, layers=(1, 1, 1, 1)).eval()
     pooled.load_state_dict(model.state_dict(), strict=False)
@@ -77,14 +59,6 @@ def test_no_classes_gives_pooled_features():
         head = model.head
         logits = head.classifier(head.hidden(head.norm(pooled(x))).tanh())
         torch.testing.assert_close(model(x), logits)
-
-
-def test_state_dict_round_trip_and_deterministic_eval(tmp_path):
-    check_round_trip(tiny_sized, tmp_path)
-
-
-def test_batches_do_not_mix_in_eval():
-    check_batches_do_not_mix(tiny_sized)
 
 
 def test_drop_path_rises_linearly_to_the_last_layer():
@@ -123,29 +97,7 @@ def test_initialisation():
     assert torch.equal(conv.norm_in.weight, torch.ones(128))
 
 
-def test_compiled_model_equals_eager():
-    check_compiles(partial(tiny_sized, dilations=((1, 2), (1,), (1,), (1,))), (50, 36))
-
-
 def test_names():
     names = ["base", "femto", "nano", "pico", "small", "tiny"]
     assert list_models("accvit_*") == [f"accvit_{name}" for name in names]
     assert list_models("*vit_t?ny") == ["accvit_tiny"]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"name": "accvit_tinny"}, "did you mean accvit_tiny"),
-        ({"name": "accvit_tiny", "windows": 3}, "no option 'windows'; .*window_size"),
-        ({"name": "accvit_tiny", "mlp": "swiglu"}, "mlp must be one of mlp, convnext"),
-        ({"name": "accvit_tiny", "layers": (1, 2)}, "one entry per stage"),
-        ({"name": "accvit_tiny", "scale_mode": "depth"}, "scale_mode must be"),
-        ({"name": "accvit_tiny", "out_indices": (4,)}, r"out_indices must be in 0\.\.3"),
-        ({"name": "accvit_tiny", "head_dim": 48}, "head_dim"),
-        ({"name": "accvit_tiny", "drop_path": 1.0}, "drop path rate"),
-    ],
-)
-def test_bad_arguments_are_named(arguments, message):
-    with pytest.raises(ValueError, match=message), torch.device("meta"):
-        create_model(**arguments)

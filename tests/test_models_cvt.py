@@ -4,18 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from model_checks import (
-    RAGGED,
-    check_batches_do_not_mix,
-    check_compiles,
-    check_features,
-    check_lists_its_ops,
-    check_pooled_features,
-    check_round_trip,
-    check_row,
-    check_trains,
-    row_id,
-)
+from model_suite import ModelSuite
 from torch import nn
 
 from python_ref.counting import count
@@ -23,15 +12,48 @@ from python_ref.layers import CvTAttention, MRLMixer
 from python_ref.models import create_model, list_models
 from python_ref.published import mrl
 
-SMALL = {"depths": (1, 1, 1), "widths": (16, 32, 48), "head_dim": 16}
-NAMES = ["cvt_13", "cq_cvt_13", "mrl_cvt_13", "cq_mrl_cvt_13"]
-small = partial(create_model, "mrl_cvt_13", **SMALL)
-every_mixer = pytest.mark.parametrize("name", NAMES)
+
+class TestCvT(ModelSuite):
+    whole = "mrl_cvt_13"
+    names = ("cvt_13", "cq_cvt_13", "mrl_cvt_13", "cq_mrl_cvt_13")
+    small = {"depths": (1, 1, 1), "widths": (16, 32, 48), "head_dim": 16}
+    rows = mrl.ROWS
+    options = (
+        {"kv_conv": False},
+        {"q_conv": True},
+        {"samplers": 3, "kv_conv": False},
+        {"kv_stride": 2},
+        {"sampler_bn": False},
+        {"local_bn": False},
+        {"qkv_bias": False},
+        {"proj_bias": False},
+        {"cls_token": False},
+        {"regions": (8, 2, 1)},
+        {"gc": "append"},
+        {"gc": "append", "gc_group": "p4m", "gc_reduce": "mean"},
+        {"gc": "replace", "gc_group": "p4m"},
+        {"drop_path": 0.5},
+        {"in_chans": 1},
+    )
+    features_sizes = ((64, 96),)  # the first embedding does not round up
+    out_indices = (0, 2)
+    refused = [
+        ({"mixer": "conv"}, "mixer must be one of cvt, cq_cvt, mrl, cq_mrl"),
+        ({"depths": (1, 2)}, "three entries"),
+        ({"head_dim": 5}, "head_dim must divide"),
+        ({"regions": (4, 0, 2)}, "region must be at least 1, got 0"),
+        ({"samplers": 2}, "samplers must be 1, or 3"),
+        ({"samplers": 3}, "kv_conv=False"),
+        ({"q_conv": True, "kv_conv": False}, "q_conv needs kv_conv"),
+        ({"kv_stride": 2, "kv_conv": False}, "kv_stride must be 1"),
+        ({"gc": "prepend"}, "gc must be one of"),
+        ({"gc": "append", "gc_group": "p6"}, "group must be 'p4' or 'p4m'"),
+        ({"mixer": "cvt", "gc": "append"}, "gc is an option of MRL, but mixer is 'cvt'"),
+        ({"window": 7}, "no option 'window'"),
+    ]
 
 
-@pytest.mark.parametrize("row", mrl.ROWS, ids=row_id)
-def test_counts_equal_the_published_ones(row):
-    check_row(row)
+small = partial(create_model, "mrl_cvt_13", **TestCvT.small)
 
 
 def mixer_parameters(name: str, statistics: bool, **options: object) -> float:
@@ -115,57 +137,12 @@ def test_cost_of_a_group_convolution(gc, times):
     assert tuple(b - a for a, b in zip(plain, mixer, strict=True)) == extra
 
 
-@every_mixer
-@pytest.mark.parametrize(("batch", "size"), [(2, RAGGED), (2, (1, 1))])
-def test_forward_and_backward_at_any_size(name, batch, size):
-    check_trains(partial(create_model, name, **SMALL), batch, size)
-
-
-def test_the_whole_model_trains_at_its_size():
-    check_trains(partial(create_model, "cq_mrl_cvt_13"), 1, (224, 224))
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"kv_conv": False},
-        {"q_conv": True},
-        {"samplers": 3, "kv_conv": False},
-        {"kv_stride": 2},
-        {"sampler_bn": False},
-        {"local_bn": False},
-        {"qkv_bias": False},
-        {"proj_bias": False},
-        {"cls_token": False},
-        {"regions": (8, 2, 1)},
-        {"gc": "append"},
-        {"gc": "append", "gc_group": "p4m", "gc_reduce": "mean"},
-        {"gc": "replace", "gc_group": "p4m"},
-        {"drop_path": 0.5},
-        {"in_chans": 1},
-    ],
-    ids=lambda options: "-".join(f"{key}={value}" for key, value in options.items()),
-)
-def test_every_option_trains(options):
-    check_trains(partial(small, **options), 2, (50, 36), options.get("in_chans", 3))
-
-
-@every_mixer
-def test_features(name):
-    check_features(partial(create_model, name, **SMALL), (64, 96), (0, 2))
-
-
 def test_the_first_embedding_drops_what_its_kernel_does_not_reach():
     """A 7x7 kernel with stride 4 and padding 2; later strides round up."""
     model = small(features_only=True).eval()
     with torch.no_grad():
         maps = model(torch.randn(1, 3, 78, 101))
     assert [tuple(m.shape[2:]) for m in maps] == [(19, 25), (10, 13), (5, 7)]
-
-
-@every_mixer
-def test_no_classes_gives_pooled_features(name):
-    check_pooled_features(partial(create_model, name, **SMALL))
 
 
 def test_the_class_token_is_classified_or_else_the_mean_of_all_pixels():
@@ -180,32 +157,6 @@ def test_the_class_token_is_classified_or_else_the_mean_of_all_pixels():
             torch.testing.assert_close(model(x), model.head(pooled))
         assert (cls is not None) == cls_token
         assert tokens.shape[1] == (1 if cls_token else 16)
-
-
-@every_mixer
-def test_state_dict_round_trip_and_deterministic_eval(name, tmp_path):
-    check_round_trip(partial(create_model, name, **SMALL), tmp_path)
-
-
-@every_mixer
-def test_batches_do_not_mix_in_eval(name):
-    check_batches_do_not_mix(partial(create_model, name, **SMALL))
-
-
-@every_mixer
-def test_mixers_call_the_ops_that_they_list(name):
-    check_lists_its_ops(partial(create_model, name, **SMALL))
-
-
-@pytest.mark.parametrize("gc", ["append", "replace"])
-def test_mixers_with_group_convolutions_call_the_ops_that_they_list(gc):
-    check_lists_its_ops(partial(small, gc=gc))
-
-
-@pytest.mark.parametrize("name", ["cq_cvt_13", "mrl_cvt_13"])
-def test_compiled_model_equals_eager(name):
-    gc = {"gc": "append"} if name == "mrl_cvt_13" else {}
-    check_compiles(partial(create_model, name, **SMALL, **gc))
 
 
 def test_only_the_last_stage_drops_paths():
@@ -230,27 +181,3 @@ def test_initialisation():
 def test_names():
     names = [f"{prefix}cvt_{n}" for prefix in ("", "cq_", "mrl_", "cq_mrl_") for n in (13, 21)]
     assert set(list_models("*cvt_[12]?")) == set(names)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"mixer": "conv"}, "mixer must be one of cvt, cq_cvt, mrl, cq_mrl"),
-        ({"depths": (1, 2)}, "three entries"),
-        ({"head_dim": 5}, "head_dim must divide"),
-        ({"regions": (4, 0, 2)}, "region must be at least 1, got 0"),
-        ({"samplers": 2}, "samplers must be 1, or 3"),
-        ({"samplers": 3}, "kv_conv=False"),
-        ({"q_conv": True, "kv_conv": False}, "q_conv needs kv_conv"),
-        ({"kv_stride": 2, "kv_conv": False}, "kv_stride must be 1"),
-        ({"gc": "prepend"}, "gc must be one of"),
-        ({"gc": "append", "gc_group": "p6"}, "group must be 'p4' or 'p4m'"),
-        ({"mixer": "cvt", "gc": "append"}, "gc is an option of MRL, but mixer is 'cvt'"),
-        ({"out_indices": (3,)}, r"out_indices must be in 0\.\.2"),
-        ({"window": 7}, "no option 'window'"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "-".join(value),
-)
-def test_bad_options_are_named(options, message):
-    with pytest.raises(ValueError, match=message):
-        small(**options)(torch.randn(2, 3, 32, 32))

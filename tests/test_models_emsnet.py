@@ -7,15 +7,9 @@ import torch
 import torch.nn.functional as F
 from model_checks import (
     RAGGED,
-    check_batches_do_not_mix,
-    check_compiles,
-    check_features,
-    check_pooled_features,
-    check_round_trip,
-    check_row,
     check_trains,
-    row_id,
 )
+from model_suite import ModelSuite
 from torch import Tensor
 
 from python_ref.layers.dynamic_branch import ConvAttention, DynamicBranch, GlobalAttention
@@ -26,13 +20,40 @@ from python_ref.models.emsnet import EMSBlock, EMSNetConfig
 from python_ref.published import emsnet
 from python_ref.published.row import Row
 
-small = partial(create_model, "emsnet_xxtiny", widths=(32, 32, 64, 64), depths=(1, 1, 1, 1))
 TOLERANCE = {"rtol": 1e-12, "atol": 1e-12}
 
 
-@pytest.mark.parametrize("row", emsnet.ROWS, ids=row_id)
-def test_counts_equal_the_published_ones(row):
-    check_row(row)
+class TestEMSNet(ModelSuite):
+    whole = "emsnet_xxtiny"
+    small = {"widths": (32, 32, 64, 64), "depths": (1, 1, 1, 1)}
+    rows = emsnet.ROWS
+    options = (
+        *({"row": row} for row in ABLATION),
+        {"split": (0.5, 0.25, 0.25)},
+        {"fuse": False},
+        {"channel_splitting": False},
+        {"cmhsa_heads": (2, 2, 4, 4)},
+        {"cmhsa_scale": 0.5},
+        {"whiten_axis": "channel"},
+        {"mlp_ratios": (2, 2, 2, 2)},
+        {"drop_path": 0.5},
+        {"in_chans": 1},
+    )
+    features_sizes = ((64, 96), RAGGED, (33, 2))
+    compiled_options = ({"widths": (32, 32), "depths": (1, 1), "mlp_ratios": (2, 2)},)
+    refused = [
+        ({"windows": 7}, "no option 'windows'; .*cmhsa_heads"),
+        ({"widths": (32, 48, 64, 96)}, "multiples of 32"),
+        ({"depths": (1, 2)}, "one entry per stage"),
+        ({"row": "+D"}, r"row must be one of baseline, .*\+G, got '\+D'"),
+        ({"whiten_axis": "batch"}, "whiten_axis must be one of spatial, channel"),
+        ({"pool_mode": "round"}, "pool_mode must be one of ceil, floor"),
+        ({"cmhsa_heads": 3}, "heads of C-MHSA must divide its 8 channels, got 3"),
+        ({"split": (0.5, 0.5)}, "split must cut 16 channels into 3 parts"),
+    ]
+
+
+small = partial(create_model, "emsnet_xxtiny", **TestEMSNet.small)
 
 
 # fvcore counts the products of attention weights and values (an einsum) through the report of
@@ -59,54 +80,8 @@ def test_other_reading_has_more_heads_and_no_fusion(name, heads, parameters, ope
     assert round(figures.operations / 1e9, 3) == operations
 
 
-@pytest.mark.parametrize(("batch", "size"), [(1, (224, 224)), (2, RAGGED), (2, (1, 1))])
-def test_forward_and_backward_at_any_size(batch, size):
-    check_trains(partial(create_model, "emsnet_xxtiny") if batch == 1 else small, batch, size)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        *({"row": row} for row in ABLATION),
-        {"split": (0.5, 0.25, 0.25)},
-        {"fuse": False},
-        {"channel_splitting": False},
-        {"cmhsa_heads": (2, 2, 4, 4)},
-        {"cmhsa_scale": 0.5},
-        {"whiten_axis": "channel"},
-        {"mlp_ratios": (2, 2, 2, 2)},
-        {"drop_path": 0.5},
-        {"in_chans": 1},
-    ],
-    ids=lambda options: "-".join(map(str, next(iter(options.items())))),
-)
-def test_every_option_trains(options):
-    check_trains(partial(small, **options), 2, (50, 36), options.get("in_chans", 3))
-
-
 def test_floor_pooling_trains_where_every_patch_is_whole():
     check_trains(partial(small, pool_mode="floor"), 1, (224, 193))
-
-
-@pytest.mark.parametrize("size", [(64, 96), (75, 101), (33, 2)])
-def test_features_have_rounded_up_sizes(size):
-    check_features(small, size, (0, 2, 3))
-
-
-def test_no_classes_gives_pooled_features():
-    check_pooled_features(small)
-
-
-def test_state_dict_round_trip_and_deterministic_eval(tmp_path):
-    check_round_trip(small, tmp_path)
-
-
-def test_batches_do_not_mix_in_eval():
-    check_batches_do_not_mix(small)
-
-
-def test_compiled_model_equals_eager():
-    check_compiles(partial(small, widths=(32, 32), depths=(1, 1), mlp_ratios=(2, 2)))
 
 
 def conv1x1(weight: Tensor, x: Tensor) -> Tensor:
@@ -222,22 +197,3 @@ def test_drop_path_rises_linearly_to_the_last_block():
 def test_names():
     names = ["tiny", "xtiny", "xtiny_c192", "xxtiny"]
     assert list_models("emsnet_*") == [f"emsnet_{name}" for name in names]
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"windows": 7}, "no option 'windows'; .*cmhsa_heads"),
-        ({"widths": (32, 48, 64, 96)}, "multiples of 32"),
-        ({"depths": (1, 2)}, "one entry per stage"),
-        ({"row": "+D"}, r"row must be one of baseline, .*\+G, got '\+D'"),
-        ({"whiten_axis": "batch"}, "whiten_axis must be one of spatial, channel"),
-        ({"pool_mode": "round"}, "pool_mode must be one of ceil, floor"),
-        ({"cmhsa_heads": 3}, "heads of C-MHSA must divide its 8 channels, got 3"),
-        ({"split": (0.5, 0.5)}, "split must cut 16 channels into 3 parts"),
-        ({"out_indices": (4,)}, r"out_indices must be in 0\.\.3"),
-    ],
-)
-def test_bad_options_are_named(options, message):
-    with pytest.raises(ValueError, match=message), torch.device("meta"):
-        create_model("emsnet_xxtiny", **options)

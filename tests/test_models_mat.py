@@ -6,17 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from model_checks import (
-    RAGGED,
-    check_batches_do_not_mix,
-    check_compiles,
-    check_features,
-    check_pooled_features,
-    check_round_trip,
-    check_row,
-    check_trains,
-    row_id,
-)
+from model_suite import ModelSuite
 from torch import Tensor
 
 from python_ref.models import create_model, list_models
@@ -24,13 +14,39 @@ from python_ref.models.mat import PURE_MLP, VARIANTS, AbstractTokenAttention, Bi
 from python_ref.published import mat
 from python_ref.published.row import Row
 
-small = partial(create_model, "mat_1", width=16, depths=(1, 1, 1, 1), head_dim=8)
 TOLERANCE = {"rtol": 1e-12, "atol": 1e-12}
 
 
-@pytest.mark.parametrize("row", mat.ROWS, ids=row_id)
-def test_counts_equal_the_published_ones(row):
-    check_row(row)
+class TestMAT(ModelSuite):
+    whole = "mat_1"
+    small = {"width": 16, "depths": (1, 1, 1, 1), "head_dim": 8}
+    rows = mat.ROWS
+    options = (
+        {"mixers": ("none", "none", "window", "window")},
+        {"mixers": ("abstract",) * 4},
+        PURE_MLP,
+        {"embed": "conv"},
+        {"embed": "merge"},
+        {"window": 3},
+        {"abstract_proj": "proj"},
+        {"mask_pad": False},
+        {"head_dim": 4},
+        {"drop_path": 0.5},
+        {"in_chans": 1},
+    )
+    features_options = ({"embed": "bilinear"}, {"embed": "conv"}, {"embed": "merge"})
+    compiled_options = ({"depths": (0, 0, 1, 0), "window": 2},)
+    refused = [
+        ({"windows": 7}, "no option 'windows'; .*abstract_proj"),
+        ({"mixers": ("none",) * 3}, "one entry for each of 4 stages"),
+        ({"mixers": ("conv",) * 4}, "mixers must be .*, got 'conv'"),
+        ({"embed": "pool"}, "embed must be one of bilinear, conv, merge, got 'pool'"),
+        ({"head_dim": 7}, "head_dim must divide width = 24, got 7"),
+        ({"abstract_proj": "none"}, "abstract_proj must be"),
+    ]
+
+
+small = partial(create_model, "mat_1", **TestMAT.small)
 
 
 # Billions of another implementation of the same reading, in the order of the rows.
@@ -68,54 +84,6 @@ def test_parameters_follow_the_formula(name):
     with torch.device("meta"):
         model = create_model(name)
     assert sum(p.numel() for p in model.parameters()) == expected
-
-
-@pytest.mark.parametrize(("batch", "size"), [(1, (224, 224)), (2, RAGGED), (2, (1, 1))])
-def test_forward_and_backward_at_any_size(batch, size):
-    check_trains(partial(create_model, "mat_1") if batch == 1 else small, batch, size)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"mixers": ("none", "none", "window", "window")},
-        {"mixers": ("abstract",) * 4},
-        PURE_MLP,
-        {"embed": "conv"},
-        {"embed": "merge"},
-        {"window": 3},
-        {"abstract_proj": "proj"},
-        {"mask_pad": False},
-        {"head_dim": 4},
-        {"drop_path": 0.5},
-        {"in_chans": 1},
-    ],
-    ids=lambda options: "-".join(options),
-)
-def test_every_option_trains(options):
-    check_trains(partial(small, **options), 2, (50, 36), options.get("in_chans", 3))
-
-
-@pytest.mark.parametrize("size", [(64, 96), RAGGED, (2, 2)])
-@pytest.mark.parametrize("embed", ["bilinear", "conv", "merge"])
-def test_features_have_rounded_up_sizes(size, embed):
-    check_features(partial(small, embed=embed), size, (0, 2, 3))
-
-
-def test_no_classes_gives_pooled_features():
-    check_pooled_features(small)
-
-
-def test_state_dict_round_trip_and_deterministic_eval(tmp_path):
-    check_round_trip(small, tmp_path)
-
-
-def test_batches_do_not_mix_in_eval():
-    check_batches_do_not_mix(small)
-
-
-def test_compiled_model_equals_eager():
-    check_compiles(partial(small, depths=(0, 0, 1, 0), window=2))
 
 
 def test_names():
@@ -213,20 +181,3 @@ def test_initialisation():
     assert abs(block.mixer.qkv.weight.std().item() - 0.02) < 0.001
     assert not block.mixer.qkv.bias.any()
     assert abs(block.position.depthwise.weight.std().item() - (2 / 9) ** 0.5) < 0.03
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"windows": 7}, "no option 'windows'; .*abstract_proj"),
-        ({"mixers": ("none",) * 3}, "one entry for each of 4 stages"),
-        ({"mixers": ("conv",) * 4}, "mixers must be .*, got 'conv'"),
-        ({"embed": "pool"}, "embed must be one of bilinear, conv, merge, got 'pool'"),
-        ({"head_dim": 7}, "head_dim must divide width = 24, got 7"),
-        ({"abstract_proj": "none"}, "abstract_proj must be"),
-        ({"out_indices": (4,)}, r"out_indices must be in 0\.\.3"),
-    ],
-)
-def test_bad_options_are_named(options, message):
-    with pytest.raises(ValueError, match=message), torch.device("meta"):
-        create_model("mat_1", **options)

@@ -1,22 +1,10 @@
 """MCGA: published counts, attention by hand, and what a user does with the model."""
 
-from functools import partial
-
 import pytest
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from model_checks import (
-    RAGGED,
-    check_batches_do_not_mix,
-    check_compiles,
-    check_features,
-    check_pooled_features,
-    check_round_trip,
-    check_row,
-    check_trains,
-    row_id,
-)
+from model_suite import ModelSuite
 from torch import Tensor
 
 from python_ref.models import create_model, list_models
@@ -24,15 +12,35 @@ from python_ref.models.mcga import VARIANTS, MCGAttention
 from python_ref.published import mcga
 from python_ref.published.row import Row
 
-small = partial(
-    create_model, "mcga", widths=(16, 16, 32, 32), depths=(1, 1, 1, 1), heads=(2, 2, 4, 4)
-)
 TOLERANCE = {"rtol": 1e-12, "atol": 1e-12}
 
 
-@pytest.mark.parametrize("row", mcga.ROWS, ids=row_id)
-def test_counts_equal_the_published_ones(row):
-    check_row(row)
+class TestMCGA(ModelSuite):
+    whole = "mcga"
+    small = {"widths": (16, 16, 32, 32), "depths": (1, 1, 1, 1), "heads": (2, 2, 4, 4)}
+    rows = mcga.ROWS
+    options = (
+        {"groups": 4},
+        {"scale": "width"},
+        {"fuse": "proj_sum"},
+        {"stem": "conv"},
+        {"mixer_ratio": 1},
+        {"mixer_norm": False},
+        {"query_bias": False},
+        {"absorbed": True},
+        {"drop_path": 0.5},
+        {"in_chans": 1},
+    )
+    features_options = ({"stem": "patch"}, {"stem": "conv"})
+    compiled_options = tuple({"depths": (0, 1, 0, 0), "absorbed": a} for a in (False, True))
+    refused = [
+        ({"mixer": "mlp"}, "no option 'mixer'; .*mixer_ratio"),
+        ({"depths": (2, 2)}, "one entry for each of 4 stages"),
+        ({"heads": (2, 2, 4, 7)}, "heads must divide dim = 256, got 7"),
+        ({"scale": "depth"}, "scale must be"),
+        ({"fuse": "cat"}, "fuse must be"),
+        ({"stem": "full"}, "stem must be 'patch' or 'conv', got 'full'"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -67,54 +75,6 @@ def test_parameters_follow_the_formula():
     with torch.device("meta"):
         model = create_model("mcga")
     assert sum(p.numel() for p in model.parameters()) == expected
-
-
-@pytest.mark.parametrize(("batch", "size"), [(1, (224, 224)), (2, RAGGED), (2, (1, 1))])
-def test_forward_and_backward_at_any_size(batch, size):
-    check_trains(partial(create_model, "mcga") if batch == 1 else small, batch, size)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"groups": 4},
-        {"scale": "width"},
-        {"fuse": "proj_sum"},
-        {"stem": "conv"},
-        {"mixer_ratio": 1},
-        {"mixer_norm": False},
-        {"query_bias": False},
-        {"absorbed": True},
-        {"drop_path": 0.5},
-        {"in_chans": 1},
-    ],
-    ids=lambda options: "-".join(options),
-)
-def test_every_option_trains(options):
-    check_trains(partial(small, **options), 2, (50, 36), options.get("in_chans", 3))
-
-
-@pytest.mark.parametrize("size", [(64, 96), RAGGED, (2, 2)])
-@pytest.mark.parametrize("stem", ["patch", "conv"])
-def test_features_have_rounded_up_sizes(size, stem):
-    check_features(partial(small, stem=stem), size, (0, 2, 3))
-
-
-def test_no_classes_gives_pooled_features():
-    check_pooled_features(small)
-
-
-def test_state_dict_round_trip_and_deterministic_eval(tmp_path):
-    check_round_trip(small, tmp_path)
-
-
-def test_batches_do_not_mix_in_eval():
-    check_batches_do_not_mix(small)
-
-
-@pytest.mark.parametrize("absorbed", [False, True])
-def test_compiled_model_equals_eager(absorbed):
-    check_compiles(partial(small, depths=(0, 1, 0, 0), absorbed=absorbed))
 
 
 def test_name():
@@ -200,20 +160,3 @@ def test_initialisation():
         assert abs(weight.std().item() - 0.02) < 0.001
     assert not block.mixer.conv5.bias.any()
     assert abs(block.mixer.conv5.weight.std().item() - (2 / 25) ** 0.5) < 0.02
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"mixer": "mlp"}, "no option 'mixer'; .*mixer_ratio"),
-        ({"depths": (2, 2)}, "one entry for each of 4 stages"),
-        ({"heads": (2, 2, 4, 7)}, "heads must divide dim = 256, got 7"),
-        ({"scale": "depth"}, "scale must be"),
-        ({"fuse": "cat"}, "fuse must be"),
-        ({"stem": "full"}, "stem must be 'patch' or 'conv', got 'full'"),
-        ({"out_indices": (4,)}, r"out_indices must be in 0\.\.3"),
-    ],
-)
-def test_bad_options_are_named(options, message):
-    with pytest.raises(ValueError, match=message), torch.device("meta"):
-        create_model("mcga", **options)

@@ -5,17 +5,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from model_checks import (
-    RAGGED,
-    check_batches_do_not_mix,
-    check_compiles,
-    check_features,
-    check_pooled_features,
-    check_round_trip,
-    check_row,
-    check_trains,
-    row_id,
-)
+from model_suite import ModelSuite
 from torch import Tensor, nn
 
 from python_ref.layers.mscsa import (
@@ -29,23 +19,17 @@ from python_ref.published import mscsa
 
 TOLERANCE = {"atol": 1e-12, "rtol": 1e-10}
 NAMES = list_models("*_mscsa")
-BACKBONE = {"depths": (1, 1, 1, 1), "widths": (8, 16, 40, 32)}
-small = partial(create_model, "pvt_v2_b0_mscsa", backbone=BACKBONE, heads=2, head_dim=3)
 
 
-@pytest.mark.parametrize("row", mscsa.ROWS, ids=row_id)
-def test_counts_equal_the_published_ones(row):
-    check_row(row)
-
-
-@pytest.mark.parametrize(("batch", "size"), [(1, (224, 224)), (2, RAGGED), (2, (1, 1))])
-def test_forward_and_backward_at_any_size(batch, size):
-    check_trains(partial(create_model, "pvt_v2_b0_mscsa") if batch == 1 else small, batch, size)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
+class TestMSCSA(ModelSuite):
+    whole = "pvt_v2_b0_mscsa"
+    small = {
+        "backbone": {"depths": (1, 1, 1, 1), "widths": (8, 16, 40, 32)},
+        "heads": 2,
+        "head_dim": 3,
+    }
+    rows = mscsa.ROWS
+    options = (
         {"msp": "avgpool"},
         {"msp": "cascade"},
         {"msp": "single"},
@@ -61,17 +45,21 @@ def test_forward_and_backward_at_any_size(batch, size):
         {"grid": 64},
         {"drop_path": 0.5},
         {"in_chans": 1},
-    ],
-    ids=lambda options: "-".join(map(str, [*options, *options.values()])),
-)
-def test_every_option_trains(options):
-    check_trains(partial(small, **options), 2, (50, 68), options.get("in_chans", 3))
+    )
+    features_options = ({}, {"dense_grid": 64}, {"inject_width": 24})
+    refused = [
+        ({"dim": 7}, "no option 'dim'; .*squeeze, depth"),
+        ({"head": "both"}, "head must be one of mscsa, concat, got 'both'"),
+        ({"grid": 8}, r"grid must be one of \(16, 32, 64\), got 8"),
+        ({"dense_grid": 0}, "dense_grid must be one of"),
+        ({"msp": "serial"}, "msp must be one of parallel, .*got 'serial'"),
+        ({"squeeze": 2}, r"squeeze must be in \(0, 1\], got 2"),
+        ({"enlarge": "nearest"}, "enlarge must be one of pool, bilinear"),
+        ({"backbone": {"windows": 7}}, "pvt_v2_b0 has no option 'windows'"),
+    ]
 
 
-@pytest.mark.parametrize("options", [{}, {"dense_grid": 64}, {"inject_width": 24}], ids=str)
-@pytest.mark.parametrize("size", [(64, 96), RAGGED, (2, 2)])
-def test_features_have_rounded_up_sizes(options, size):
-    check_features(partial(small, **options), size, (0, 2, 3))
+small = partial(create_model, "pvt_v2_b0_mscsa", **TestMSCSA.small)
 
 
 def test_fused_maps_train_everything_but_the_parts_of_other_stages():
@@ -80,22 +68,6 @@ def test_fused_maps_train_everything_but_the_parts_of_other_stages():
     sum(y.square().sum() for y in model(torch.randn(2, 3, 64, 80))).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
     assert list(model.injections) == ["1", "3"]
-
-
-def test_no_classes_gives_pooled_features():
-    check_pooled_features(small)
-
-
-def test_state_dict_round_trip_and_deterministic_eval(tmp_path):
-    check_round_trip(small, tmp_path)
-
-
-def test_batches_do_not_mix_in_eval():
-    check_batches_do_not_mix(small)
-
-
-def test_compiled_model_equals_eager():
-    check_compiles(small)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -330,22 +302,3 @@ def test_initialisation():
         assert abs(weight.std().item() * (fan_out / 2) ** 0.5 - 1) < 0.06
     assert not layer.project.bias.any()
     assert isinstance(module.blocks[0].ffn.expand, GroupedPointwise)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"dim": 7}, "no option 'dim'; .*squeeze, depth"),
-        ({"head": "both"}, "head must be one of mscsa, concat, got 'both'"),
-        ({"grid": 8}, r"grid must be one of \(16, 32, 64\), got 8"),
-        ({"dense_grid": 0}, "dense_grid must be one of"),
-        ({"msp": "serial"}, "msp must be one of parallel, .*got 'serial'"),
-        ({"squeeze": 2}, r"squeeze must be in \(0, 1\], got 2"),
-        ({"enlarge": "nearest"}, "enlarge must be one of pool, bilinear"),
-        ({"backbone": {"windows": 7}}, "pvt_v2_b0 has no option 'windows'"),
-        ({"out_indices": (4,)}, r"out_indices must be in 0\.\.3"),
-    ],
-)
-def test_bad_options_are_named(options, message):
-    with pytest.raises(ValueError, match=message), torch.device("meta"):
-        create_model("pvt_v2_b0_mscsa", **options)

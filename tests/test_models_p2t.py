@@ -1,74 +1,36 @@
 """P2T: published counts, the pyramid of keys and values, and what a user does with the models."""
 
-from functools import partial
-
-import pytest
 import torch
 import torch.nn.functional as F
 from model_checks import (
     RAGGED,
-    check_batches_do_not_mix,
-    check_compiles,
-    check_features,
-    check_pooled_features,
-    check_round_trip,
-    check_row,
-    check_trains,
-    row_id,
 )
+from model_suite import ModelSuite
 
 from python_ref.models import create_model
 from python_ref.models.p2t import PyramidPoolingAttention
 from python_ref.published import mscsa_baselines
 
-small = partial(create_model, "p2t_tiny", depths=(1, 1, 2, 1), widths=(16, 32, 40, 64))
 ROWS = [row for row in mscsa_baselines.ROWS if row.model.startswith("p2t")]
 
 
-@pytest.mark.parametrize("row", ROWS, ids=row_id)
-def test_counts_equal_the_published_ones(row):
-    check_row(row)
-
-
-@pytest.mark.parametrize(("batch", "size"), [(1, (224, 224)), (2, RAGGED), (2, (1, 1))])
-def test_forward_and_backward_at_any_size(batch, size):
-    check_trains(partial(create_model, "p2t_tiny") if batch == 1 else small, batch, size)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
+class TestP2T(ModelSuite):
+    whole = "p2t_tiny"
+    small = {"depths": (1, 1, 2, 1), "widths": (16, 32, 40, 64)}
+    rows = ROWS
+    options = (
         {"heads": (2, 4, 8, 16)},
         {"mlp_ratios": (2, 2, 2, 2)},
         {"pool_ratios": ((8, 16), (4, 8), (2, 4), (1, 2))},
         {"drop_path": 0.5},
         {"in_chans": 1},
-    ],
-    ids=lambda options: "-".join(options),
-)
-def test_every_option_trains(options):
-    check_trains(partial(small, **options), 2, (50, 36), options.get("in_chans", 3))
-
-
-@pytest.mark.parametrize("size", [(64, 96), RAGGED, (33, 2)])
-def test_features_have_rounded_up_sizes(size):
-    check_features(small, size, (0, 2, 3))
-
-
-def test_no_classes_gives_pooled_features():
-    check_pooled_features(small)
-
-
-def test_state_dict_round_trip_and_deterministic_eval(tmp_path):
-    check_round_trip(small, tmp_path)
-
-
-def test_batches_do_not_mix_in_eval():
-    check_batches_do_not_mix(small)
-
-
-def test_compiled_model_equals_eager():
-    check_compiles(small)
+    )
+    features_sizes = ((64, 96), RAGGED, (33, 2))
+    refused = [
+        ({"windows": 7}, "no option 'windows'; .*pool_ratios"),
+        ({"depths": (1, 1)}, r"depths must have one entry for each of the 4 stages, got \(1, 1\)"),
+        ({"heads": (5, 2, 5, 8)}, "heads must divide dim = 48, got 5"),
+    ]
 
 
 def test_blocks_of_a_stage_share_the_convolutions_of_the_pyramid():
@@ -100,17 +62,3 @@ def test_map_smaller_than_half_a_window_keeps_one_token():
     x = torch.randn(1, 2, 3, 8)
     tokens = attention.pyramid(x, [torch.nn.Identity()] * 2)
     torch.testing.assert_close(tokens, x.mean(dim=(1, 2)).expand(1, 2, 8))
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"windows": 7}, "no option 'windows'; .*pool_ratios"),
-        ({"depths": (1, 1)}, r"depths must have one entry for each of the 4 stages, got \(1, 1\)"),
-        ({"heads": (5, 2, 5, 8)}, "heads must divide dim = 48, got 5"),
-        ({"out_indices": (4,)}, r"out_indices must be in 0\.\.3"),
-    ],
-)
-def test_bad_options_are_named(options, message):
-    with pytest.raises(ValueError, match=message), torch.device("meta"):
-        create_model("p2t_tiny", **options)

@@ -9,15 +9,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from model_checks import (
     RAGGED,
-    check_batches_do_not_mix,
-    check_compiles,
-    check_features,
-    check_pooled_features,
-    check_round_trip,
-    check_row,
-    check_trains,
-    row_id,
 )
+from model_suite import ModelSuite
 from torch import Tensor
 
 from python_ref.models import create_model, list_models
@@ -25,14 +18,39 @@ from python_ref.models.partialformer import ALTERNATIVE_B, VARIANTS, PartialAtte
 from python_ref.published import partialformer
 from python_ref.published.row import Row
 
-small = partial(create_model, "partialformer_b0", width=16, depths=(1, 1, 1, 1), heads=(2, 2, 4, 4))
 TOLERANCE = {"rtol": 1e-12, "atol": 1e-12}
 NAMES = [f"partialformer_b{i}" for i in range(5)]
 
 
-@pytest.mark.parametrize("row", partialformer.ROWS, ids=row_id)
-def test_counts_equal_the_published_ones(row):
-    check_row(row)
+class TestPartialFormer(ModelSuite):
+    whole = "partialformer_b0"
+    small = {"width": 16, "depths": (1, 1, 1, 1), "heads": (2, 2, 4, 4)}
+    rows = partialformer.ROWS
+    sizes = (RAGGED,)  # a map of one pixel has no background, whose parameters get no gradient
+    options = (
+        {"ratios": (16, 8, 2, 2)},
+        {"expansion": 1},
+        {"squeeze": 2},
+        ALTERNATIVE_B,
+        {"score": "post_norm"},
+        {"bg_inner_residual": False},
+        {"absorbed": True},
+        {"drop_path": 0.5},
+        {"in_chans": 1},
+    )
+    features_sizes = ((64, 96), RAGGED, (2, 2), (1, 1))
+    compiled_options = tuple({"depths": (0, 1, 0, 0), "absorbed": a} for a in (False, True))
+    refused = [
+        ({"rho": (64, 16, 4, 4)}, "no option 'rho'; .*ratios"),
+        ({"ratios": (64, 16, 4)}, "one entry for each of 4 stages"),
+        ({"ratios": (64, 16, 4, 0)}, "ratio must be at least 1, got 0"),
+        ({"heads": (2, 4, 8, 7)}, "heads must divide dim = 192, got 7"),
+        ({"score": "none"}, "score must be"),
+        ({"stem": "patch"}, "middle must be 'depthwise' or 'full', got 'patch'"),
+    ]
+
+
+small = partial(create_model, "partialformer_b0", **TestPartialFormer.small)
 
 
 def test_operations_equal_those_of_fvcore():
@@ -73,52 +91,6 @@ def test_reading_tokens_directly_is_cheaper():
     projected, absorbed = (row.count() for row in rows)
     assert absorbed.parameters == projected.parameters
     assert absorbed.macs < 0.85 * projected.macs
-
-
-@pytest.mark.parametrize(("batch", "size"), [(1, (224, 224)), (2, RAGGED)])
-def test_forward_and_backward_at_any_size(batch, size):
-    check_trains(partial(create_model, "partialformer_b0") if batch == 1 else small, batch, size)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"ratios": (16, 8, 2, 2)},
-        {"expansion": 1},
-        {"squeeze": 2},
-        ALTERNATIVE_B,
-        {"score": "post_norm"},
-        {"bg_inner_residual": False},
-        {"absorbed": True},
-        {"drop_path": 0.5},
-        {"in_chans": 1},
-    ],
-    ids=lambda options: "-".join(options),
-)
-def test_every_option_trains(options):
-    check_trains(partial(small, **options), 2, RAGGED, options.get("in_chans", 3))
-
-
-@pytest.mark.parametrize("size", [(64, 96), RAGGED, (2, 2), (1, 1)])
-def test_features_have_rounded_up_sizes(size):
-    check_features(small, size, (0, 2, 3))
-
-
-def test_no_classes_gives_pooled_features():
-    check_pooled_features(small)
-
-
-def test_state_dict_round_trip_and_deterministic_eval(tmp_path):
-    check_round_trip(small, tmp_path)
-
-
-def test_batches_do_not_mix_in_eval():
-    check_batches_do_not_mix(small)
-
-
-@pytest.mark.parametrize("absorbed", [False, True])
-def test_compiled_model_equals_eager(absorbed):
-    check_compiles(partial(small, depths=(0, 1, 0, 0), absorbed=absorbed))
 
 
 def test_names():
@@ -244,20 +216,3 @@ def test_alternative_reading_attends_to_all_tokens_in_the_last_stage():
     heads = rearrange(qkv, "b n (three h d) -> three b h n d", three=3, h=4)
     out = rearrange(F.scaled_dot_product_attention(*heads), "b h n d -> b n (h d)")
     torch.testing.assert_close(mixer(x), mixer.project(out).reshape(x.shape), **TOLERANCE)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"rho": (64, 16, 4, 4)}, "no option 'rho'; .*ratios"),
-        ({"ratios": (64, 16, 4)}, "one entry for each of 4 stages"),
-        ({"ratios": (64, 16, 4, 0)}, "ratio must be at least 1, got 0"),
-        ({"heads": (2, 4, 8, 7)}, "heads must divide dim = 192, got 7"),
-        ({"score": "none"}, "score must be"),
-        ({"stem": "patch"}, "middle must be 'depthwise' or 'full', got 'patch'"),
-        ({"out_indices": (4,)}, r"out_indices must be in 0\.\.3"),
-    ],
-)
-def test_bad_options_are_named(options, message):
-    with pytest.raises(ValueError, match=message), torch.device("meta"):
-        create_model("partialformer_b0", **options)

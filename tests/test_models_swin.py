@@ -7,16 +7,8 @@ import torch
 import torch.nn.functional as F
 from model_checks import (
     RAGGED,
-    check_batches_do_not_mix,
-    check_compiles,
-    check_features,
-    check_lists_its_ops,
-    check_pooled_features,
-    check_round_trip,
-    check_row,
-    check_trains,
-    row_id,
 )
+from model_suite import ModelSuite
 from reference_checks import TOLERANCE, random
 from torch import Tensor, nn
 
@@ -24,15 +16,32 @@ from python_ref.layers import MRLMixer, WindowAttention
 from python_ref.models import create_model, list_models
 from python_ref.published import swin
 
-NAMES = ["swin_t", "mrl_swin_t"]
-SMALL = {"depths": (1, 2, 1, 1), "widths": (8, 16, 24, 32), "head_dim": 8}
-small = partial(create_model, "swin_t", **SMALL)
-either_mixer = pytest.mark.parametrize("name", NAMES)
+
+class TestSwin(ModelSuite):
+    whole = "swin_t"
+    names = ("swin_t", "mrl_swin_t")
+    small = {"depths": (1, 2, 1, 1), "widths": (8, 16, 24, 32), "head_dim": 8}
+    rows = swin.ROWS
+    options = (
+        {"window": 4},
+        {"mixer": "mrl", "regions": (4, 4, 2, 2)},
+        {"mixer": "mrl", "regional_linear": False},
+        {"stage_norms": False},
+        {"drop_path": 0.5},
+        {"in_chans": 1},
+    )
+    features_sizes = ((64, 96), RAGGED, (45, 2))
+    refused = [
+        ({"mixer": "shifted"}, "mixer must be one of window, mrl"),
+        ({"widths": (8, 16, 24)}, "four entries"),
+        ({"head_dim": 5}, "head_dim must divide"),
+        ({"window": 0}, "window must be at least 1"),
+        ({"mixer": "mrl", "regions": (8, 4, 2, 0)}, "region must be at least 1, got 0"),
+        ({"gc": "append"}, "no option 'gc'"),
+    ]
 
 
-@pytest.mark.parametrize("row", swin.ROWS, ids=row_id)
-def test_counts_equal_the_published_ones(row):
-    check_row(row)
+small = partial(create_model, "swin_t", **TestSwin.small)
 
 
 def windows_of(x: Tensor, window: int) -> Tensor:
@@ -112,39 +121,6 @@ def test_mixers_of_mrl_swin(linear, matrices):
         assert sum(isinstance(m, nn.Linear) for m in mixer.modules()) == matrices
 
 
-@either_mixer
-@pytest.mark.parametrize(("batch", "size"), [(2, RAGGED), (2, (1, 1))])
-def test_forward_and_backward_at_any_size(name, batch, size):
-    check_trains(partial(create_model, name, **SMALL), batch, size)
-
-
-@either_mixer
-def test_the_whole_model_trains_at_its_size(name):
-    check_trains(partial(create_model, name), 1, (224, 224))
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"window": 4},
-        {"mixer": "mrl", "regions": (4, 4, 2, 2)},
-        {"mixer": "mrl", "regional_linear": False},
-        {"stage_norms": False},
-        {"drop_path": 0.5},
-        {"in_chans": 1},
-    ],
-    ids="-".join,
-)
-def test_every_option_trains(options):
-    check_trains(partial(small, **options), 2, (50, 36), options.get("in_chans", 3))
-
-
-@either_mixer
-@pytest.mark.parametrize("size", [(64, 96), RAGGED, (45, 2)])
-def test_features_have_rounded_up_sizes(name, size):
-    check_features(partial(create_model, name, **SMALL), size, (0, 2, 3))
-
-
 def test_returned_maps_are_normalised_unless_told_otherwise():
     x = torch.randn(1, 3, 64, 64)
     model = small(features_only=True, out_indices=(1, 3)).eval()
@@ -166,30 +142,6 @@ def test_images_are_filled_up_to_whole_patches():
         torch.testing.assert_close(model(x), model(F.pad(x, (0, 1, 0, 3))))
 
 
-@either_mixer
-def test_no_classes_gives_pooled_features(name):
-    check_pooled_features(partial(create_model, name, **SMALL))
-
-
-@either_mixer
-def test_state_dict_round_trip_and_deterministic_eval(name, tmp_path):
-    check_round_trip(partial(create_model, name, **SMALL), tmp_path)
-
-
-@either_mixer
-def test_batches_do_not_mix_in_eval(name):
-    check_batches_do_not_mix(partial(create_model, name, **SMALL))
-
-
-@either_mixer
-def test_mixers_call_the_ops_that_they_list(name):
-    check_lists_its_ops(partial(create_model, name, **SMALL))
-
-
-def test_compiled_model_equals_eager():
-    check_compiles(small)
-
-
 def test_drop_path_rises_linearly_to_the_last_block():
     model = small(drop_path=0.4)
     rates = [block.drop_path.rate for stage in model.stages for block in list(stage)[1:]]
@@ -198,21 +150,3 @@ def test_drop_path_rises_linearly_to_the_last_block():
 
 def test_names():
     assert list_models("*swin_?") == ["mrl_swin_s", "mrl_swin_t", "swin_s", "swin_t"]
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"mixer": "shifted"}, "mixer must be one of window, mrl"),
-        ({"widths": (8, 16, 24)}, "four entries"),
-        ({"head_dim": 5}, "head_dim must divide"),
-        ({"window": 0}, "window must be at least 1"),
-        ({"mixer": "mrl", "regions": (8, 4, 2, 0)}, "region must be at least 1, got 0"),
-        ({"out_indices": (4,)}, r"out_indices must be in 0\.\.3"),
-        ({"gc": "append"}, "no option 'gc'"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "-".join(value),
-)
-def test_bad_options_are_named(options, message):
-    with pytest.raises(ValueError, match=message):
-        small(**options)

@@ -10,6 +10,7 @@ from python_ref.layers.class_token import split_class_token, to_tokens
 from python_ref.layers.conv_projection import ConvProjection, DepthwiseNorm, TokenAttention
 from python_ref.layers.layout import to_nchw, to_nhwc
 from python_ref.ops import REFERENCE, OpTable
+from python_ref.ops.lift_pool import check_group
 from python_ref.ops.region_mix import region_sum
 
 GROUP_CONVOLUTIONS = (None, "append", "replace")
@@ -41,7 +42,7 @@ class LocalMix(nn.Module):
         gc_group, gc_reduce: as in `lift_pool`.
 
     Raises:
-        ValueError: gc is none of these.
+        ValueError: gc, gc_group or gc_reduce is none of these.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class LocalMix(nn.Module):
         super().__init__()
         if gc not in GROUP_CONVOLUTIONS:
             raise ValueError(f"gc must be one of {GROUP_CONVOLUTIONS}, got {gc!r}")
+        check_group(gc_group, gc_reduce)
         self.ops: OpTable = REFERENCE
         self.region, self.group, self.reduce = region, gc_group, gc_reduce
         self.plain = DepthwiseNorm(dim, 3, norm) if gc != "replace" else None

@@ -38,13 +38,12 @@ class CoarserScales(nn.Module):
         ValueError: msp is none of these.
     """
 
-    used_ops = ("downsample_pair",)
-
     def __init__(self, dim: int, msp: str = "parallel") -> None:
         super().__init__()
         if msp not in SCALES:
             raise ValueError(f"msp must be one of {', '.join(SCALES)}, got {msp!r}")
         self.ops: OpTable = REFERENCE
+        self.used_ops = ("downsample_pair",) if msp == "parallel" else ()
         self.msp = msp
         kernels = {
             "parallel": ((3, 2), (5, 3)),
@@ -89,13 +88,12 @@ class CrossScaleAttention(nn.Module):
         pcp: False leaves the parallel convolution path out.
     """
 
-    used_ops = ("multiscale_attention", "value_conv")
-
     def __init__(
         self, dim: int, heads: int, head_dim: int, msp: str = "parallel", pcp: bool = True
     ) -> None:
         super().__init__()
         self.ops: OpTable = REFERENCE
+        self.used_ops = ("multiscale_attention", *(("value_conv",) if pcp else ()))
         self.heads, self.scale = heads, head_dim**-0.5
         inner = heads * head_dim
         self.norm = nn.BatchNorm2d(dim)

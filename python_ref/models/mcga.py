@@ -84,13 +84,6 @@ class MCGAttention(nn.Module):
         ValueError: heads does not divide dim, or scale or fuse is unknown.
     """
 
-    used_ops = (
-        "single_query_attention",
-        "single_query_attention_absorbed",
-        "group_propagate",
-        "token_fusion",
-    )
-
     def __init__(
         self,
         dim: int,
@@ -111,6 +104,10 @@ class MCGAttention(nn.Module):
         if fuse not in ("sum_proj", "proj_sum"):
             raise ValueError(f"fuse must be 'sum_proj' or 'proj_sum', got {fuse!r}")
         self.ops: OpTable = REFERENCE
+        self.used_ops = (
+            "single_query_attention_absorbed" if absorbed else "single_query_attention",
+            "group_propagate" if fuse == "sum_proj" else "token_fusion",
+        )
         self.heads, self.fuse, self.absorbed = heads, fuse, absorbed
         self.scale = (dim // heads if scale == "head" else dim) ** -0.5
         self.tokens = nn.Parameter(torch.empty(groups, dim))

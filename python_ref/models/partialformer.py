@@ -97,14 +97,6 @@ class PartialAttention(nn.Module):
         ValueError: heads does not divide dim, ratio is below 1, or score is unknown.
     """
 
-    used_ops = (
-        "context_topk",
-        "mixed_head_attention",
-        "single_query_attention",
-        "single_query_attention_absorbed",
-        "partial_combine",
-    )
-
     def __init__(
         self,
         dim: int,
@@ -124,6 +116,12 @@ class PartialAttention(nn.Module):
         if score not in ("pre_norm", "post_norm"):
             raise ValueError(f"score must be 'pre_norm' or 'post_norm', got {score!r}")
         self.ops: OpTable = REFERENCE
+        self.used_ops = (
+            "context_topk",
+            "mixed_head_attention",
+            "single_query_attention_absorbed" if absorbed else "single_query_attention",
+            "partial_combine",
+        )
         self.heads, self.ratio, self.score = heads, ratio, score
         self.bg_inner_residual, self.absorbed = bg_inner_residual, absorbed
         self.scale = (dim // heads) ** -0.5

@@ -137,7 +137,8 @@ __all__ = [
 class OpTable:
     """The operators that mixers call. Every mixer holds one in its attribute `ops`.
 
-    Assigning another table to that attribute swaps the implementation and nothing else.
+    Assigning another table to that attribute swaps the implementation and nothing else. A mixer's
+    `used_ops` names exactly those that it calls, with the options that it was built with.
     """
 
     abstract_token_attention: Callable  # (qkv, token, window, scale, pad_kv) -> out, summary

@@ -119,6 +119,11 @@ def _turned_back(kernels: list[Tensor], group: str) -> Tensor:
 def _check(x: Tensor, weight: Tensor, group: str, reduce: str) -> None:
     check_map(x)
     check_depthwise(x, weight, 3)
+    check_group(group, reduce)
+
+
+def check_group(group: str, reduce: str) -> None:
+    """Refuse a group or a reduction that `lift_pool` does not know."""
     if group not in _MIRRORS:
         raise ValueError(f"group must be 'p4' or 'p4m', got {group!r}")
     if reduce not in ("max", "mean"):
