@@ -25,18 +25,7 @@ struct Arithmetic<double> {
   static constexpr int kCount = 1;
 };
 
-// e^x for x <= 0, to about one ulp; what lies below e^-87 becomes that. With n the integer nearest
-// to x log2(e), e^x = 2^n 2^f. A fused product gives f without the rounding error of x log2(e),
-// which would grow with x.
-inline F exp_nonpositive(F x) {
-  const F log2e = broadcast(1.44269504f);
-  const F magic = broadcast(0x1.8p23f + 127);  // its sum has n + 127 in the lowest bits
-  x = max(broadcast(-87.f), x);
-  const F shifted = fma(x, log2e, magic), f = fma(x, log2e, magic - shifted);
-  return scaled_power(f, shifted);
-}
-
-inline double exp_nonpositive(double x) { return __builtin_exp(x); }
+inline double exp2(double x) { return __builtin_exp2(x); }
 inline double broadcast(double x) { return x; }
 inline double fma(double a, double b, double c) { return a * b + c; }
 inline double max(double a, double b) { return a > b ? a : b; }
@@ -163,9 +152,11 @@ class RowKernel {
       g[k] = logit(k);
       largest = max(largest, g[k]);
     }
+    // e^(l - largest) = 2^(l log2(e) - base). What rounding does to base is a factor of all g[k].
+    const V log2e = constant(1.4426950408889634), base = largest * log2e;
 #pragma GCC unroll 8
     for (int k = 0; k < n_; ++k) {
-      g[k] = exp_nonpositive(g[k] - largest);
+      g[k] = exp2(fma(g[k], log2e, constant(0) - base));
       sum = sum + g[k];
     }
     const V share = constant(1) / sum;
