@@ -10,14 +10,17 @@ the arguments. Exit status: that of Python, or 1 when a sanitizer found somethin
 from __future__ import annotations
 
 import dataclasses
+import subprocess
 import sys
+from pathlib import Path
 
 from host_cuda import run
 from host_cuda.build import ROOT, Unavailable, native
 
 BUILD_DIR = ROOT / "build" / "cpu-asan"
 # Only what concerns memory, and shifts and indices that lead there: kernels may divide by zero.
-SANITIZE = "-fsanitize=address,bounds,shift,signed-integer-overflow,return,unreachable"
+_UBSAN = "alignment,bool,bounds,enum,return,shift,signed-integer-overflow,unreachable"
+SANITIZE = f"-fsanitize=address,{_UBSAN}"
 # -w: at -O1 the compiler says of every loop that it does not unroll it.
 CPU_FLAGS = (
     "-O1",
@@ -39,6 +42,17 @@ def build_library():
         link_flags=("-Wl,-z,undefs",),  # the sanitizers' functions come with the preloaded library
     )
     return native.build(sanitized)
+
+
+def build_faults(isa: str) -> Path:
+    """cpu_faults.cpp, compiled as the CPU kernels are: a library for ctypes."""
+    output = BUILD_DIR / f"cpu_faults.{isa}.so"
+    BUILD_DIR.mkdir(parents=True, exist_ok=True)
+    command = [*native.find_compiler().split(), *native.CXX_FLAGS, "-fno-exceptions", *CPU_FLAGS]
+    command += [*native.CPU_ISAS[isa], f"-DHYBRID_ISA={isa}", f"-I{native.CSRC}", "-shared"]
+    source = ROOT / "tests" / "cpu_faults.cpp"
+    subprocess.run([*command, str(source), "-o", str(output)], check=True)
+    return output
 
 
 def main() -> int:
