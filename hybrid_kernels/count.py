@@ -1,13 +1,27 @@
 """``hybrid-kernels count``: parameters and operations, the papers' figures beside ours."""
 
-from collections.abc import Iterable, Iterator
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from importlib import import_module
 
 import torch
 from rich.table import Table
 
-from python_ref.counting import Count, count
+from python_ref.counting import CONVENTIONS, Count, count
 from python_ref.models import create_model
-from python_ref.published import Row, deviation, rows
+from python_ref.published import Row, agrees, deviation, rows
+
+PREAMBLE = """\
+# Published counts, and ours
+
+Written by `hybrid-kernels count --published --markdown python_ref/published/TABLES.md`; the tests
+of the models compare every row with it.
+
+Millions of parameters (M) and billions of operations (G) for one image. A deviation stands where
+ours does not round to the printed figure. What counts as an operation, per row: `macs` are
+multiply-accumulates of convolutions, linear layers and products of two activations; `modules`
+leaves those products out; `fvcore` and `mmcv` are what these tools add for norms, activations and
+the like (`python_ref/counting.py`); a number behind a kind is its weight there.""".splitlines()
 
 TITLES = {"macs": "MACs", "modules": "MACs of modules", "fvcore": "fvcore", "mmcv": "mmcv"}
 
@@ -57,24 +71,44 @@ def published_table(found: Iterable[Row]) -> Table:
     return table
 
 
-def markdown() -> Iterator[str]:
-    """All published tables, as lines of Markdown."""
-    yield "# Published counts, and ours"
-    yield ""
-    yield "Written by `hybrid-kernels count --published --markdown python_ref/published/TABLES.md`."
-    yield "A deviation is left out where ours rounds to the printed figure."
+def markdown(line: Callable[[Row], str] | None = None) -> Iterator[str]:
+    """All published tables, as lines of Markdown; `line` writes a row."""
+    yield from PREAMBLE
     for paper, its_rows in rows().items():
-        yield from ("", f"## {paper}", "")
-        yield "| table | model | image | parameters M: paper | ours | | G: paper | ours | | |"
-        yield "|---|---|---|---|---|---|---|---|---|---|"
-        yield from map(markdown_line, its_rows)
+        yield from ("", *_introduction(paper), "")
+        yield "| table | model | image | M, paper | M, ours | | G, paper | G, ours | | counts | |"
+        yield "|---|---|---|--:|--:|--:|--:|--:|--:|---|---|"
+        yield from map(line or markdown_line, its_rows)
 
 
 def markdown_line(row: Row) -> str:
     """One row of the tables."""
     name = row.name + (f", {row.under} only" if row.under else "")
     size = f"{row.size[0]} x {row.size[1]}"
-    return f"| {' | '.join([row.table, name, size, *_cells(row), row.note])} |"
+    cells = [row.table, name, size, *_cells(row), convention_name(row.convention), row.note]
+    return f"| {' | '.join(cells)} |"
+
+
+def convention_name(convention: str | Mapping[str, float]) -> str:
+    """A convention as the nearest one that has a name, and what it counts otherwise."""
+    if isinstance(convention, str):
+        return convention
+    kinds = sorted({kind for weights in (convention, *CONVENTIONS.values()) for kind in weights})
+
+    def differences(name: str) -> list[str]:
+        pairs = ((kind, convention.get(kind, 0), CONVENTIONS[name].get(kind, 0)) for kind in kinds)
+        return [f"{kind} {weight:g}" for kind, weight, named in pairs if weight != named]
+
+    nearest = min(CONVENTIONS, key=lambda name: len(differences(name)))
+    return ", ".join([nearest, *differences(nearest)]).replace("_", " ")
+
+
+def _introduction(paper: str) -> Iterator[str]:
+    """The docstring of the module that holds the paper's rows: a heading, and maybe a text."""
+    module = import_module(f"python_ref.published.{paper}")
+    heading, *text = inspect.getdoc(module).splitlines()
+    yield f"## {heading.rstrip('.')}"
+    yield from text
 
 
 def _cells(row: Row) -> list[str]:
@@ -86,10 +120,9 @@ def _cells(row: Row) -> list[str]:
 
 
 def _compared(printed: str | None, ours: float) -> list[str]:
-    """Paper, ours with two more digits, and the deviation in percent."""
+    """Paper, ours with two more digits, and the deviation in percent if ours rounds otherwise."""
     if printed is None:
         return ["", f"{ours:.4g}", ""]
     digits = len(printed.partition(".")[2])
-    rounded = f"{ours:.{digits}f}"
-    difference = "" if rounded == printed else f"{deviation(printed, ours):+.1%}"
+    difference = "" if agrees(printed, ours, None) else f"{deviation(printed, ours):+.2%}"
     return [printed, f"{ours:.{digits + 2}f}", difference]

@@ -7,6 +7,7 @@ from torch import nn
 
 from python_ref import models as reference
 from python_ref.models import list_models, load_weights, save_weights
+from python_ref.models.backbone import Backbone
 from python_ref.ops import REFERENCE, OpTable
 
 from . import backends
@@ -69,11 +70,12 @@ def accelerate(model: nn.Module, backend: str = "auto") -> nn.Module:
         The same model.
 
     Raises:
-        ValueError: The model has no block that can be accelerated, or the backend is unknown.
+        ValueError: The model is none of ``python_ref`` and has no block that can be accelerated,
+            or the backend is unknown.
         RuntimeError: The backend cannot be used on this machine.
     """
     mixers = list(_mixers(model).values())
-    if not mixers:
+    if not mixers and not isinstance(model, Backbone):
         raise ValueError(
             f"model = {type(model).__name__} holds no block of python_ref.layers whose ops could "
             "be exchanged; build it with hybrid_kernels.create_model, or use the modules of "
@@ -85,9 +87,10 @@ def accelerate(model: nn.Module, backend: str = "auto") -> nn.Module:
         mixer.ops = REFERENCE if backend == "reference" else FUSED
     if backend != "reference" and not accelerated_ops(model):
         ops = ", ".join(sorted({op for mixer in mixers for op in mixer.used_ops}))
+        reason = f"none of its ops has a kernel yet ({ops})" if ops else "it calls none of the ops"
         warnings.warn(
-            f"{type(model).__name__} runs as before: none of its ops has a kernel yet ({ops}); "
-            "`hybrid-kernels info` lists those that have",
+            f"{type(model).__name__} runs as before: {reason}; "
+            "`hybrid-kernels info` lists those that have a kernel",
             stacklevel=2,
         )
     return model

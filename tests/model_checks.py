@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from hybrid_kernels.count import markdown_line
 from python_ref.models.weights import load_weights, save_weights
 from python_ref.ops import OpTable
 from python_ref.ops.swap import swapped_ops
@@ -18,6 +19,7 @@ from python_ref.published import Row, agrees
 
 Build = Callable[..., nn.Module]
 RAGGED = (75, 101)
+TABLES = (Path(__file__).parent.parent / "python_ref/published/TABLES.md").read_text().splitlines()
 
 
 def row_id(row: Row) -> str:
@@ -26,7 +28,7 @@ def row_id(row: Row) -> str:
 
 
 def check_row(row: Row) -> None:
-    """The exact integers, and the figures that the paper prints."""
+    """The exact integers, the figures that the paper prints, and the line of TABLES.md."""
     figures = row.count()
     if row.params is not None:
         assert figures.parameters == row.params
@@ -38,6 +40,7 @@ def check_row(row: Row) -> None:
     if row.checked and row.paper_macs is not None:
         giga = figures.operations / 1e9
         assert agrees(row.paper_macs, giga, row.macs_within), (giga, row.paper_macs)
+    assert markdown_line(row) in TABLES, "TABLES.md is old; its first lines say how it is made"
 
 
 def check_trains(build: Build, batch: int, size: tuple[int, int], channels: int = 3) -> None:

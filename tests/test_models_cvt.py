@@ -9,7 +9,7 @@ from torch import nn
 
 from python_ref.counting import count
 from python_ref.layers import CvTAttention, MRLMixer
-from python_ref.models import create_model, list_models
+from python_ref.models import create_model
 from python_ref.published import mrl
 
 
@@ -176,8 +176,3 @@ def test_initialisation():
     assert not any(b.any() for b in (mixer.projection.basis.bias, model.head.bias))
     # PyTorch's own: uniform up to one over the root of the fan-in, here a 3x3 kernel.
     assert 0.32 < mixer.projection.key.conv.weight.abs().max() <= 1 / 3
-
-
-def test_names():
-    names = [f"{prefix}cvt_{n}" for prefix in ("", "cq_", "mrl_", "cq_mrl_") for n in (13, 21)]
-    assert set(list_models("*cvt_[12]?")) == set(names)

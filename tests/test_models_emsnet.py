@@ -14,7 +14,7 @@ from torch import Tensor
 
 from python_ref.layers.dynamic_branch import ConvAttention, DynamicBranch, GlobalAttention
 from python_ref.layers.static_branch import StaticBranch
-from python_ref.models import create_model, list_models
+from python_ref.models import create_model
 from python_ref.models.emsnet import ROWS as ABLATION
 from python_ref.models.emsnet import EMSBlock, EMSNetConfig
 from python_ref.published import emsnet
@@ -192,8 +192,3 @@ def test_drop_path_rises_linearly_to_the_last_block():
     model = create_model("emsnet_xxtiny", drop_path=0.9)
     rates = [block.drop_path.rate for stage in model.stages for block in stage]
     torch.testing.assert_close(rates, [0.1 * depth for depth in range(10)])
-
-
-def test_names():
-    names = ["tiny", "xtiny", "xtiny_c192", "xxtiny"]
-    assert list_models("emsnet_*") == [f"emsnet_{name}" for name in names]

@@ -13,7 +13,7 @@ from model_checks import (
 from model_suite import ModelSuite
 from torch import Tensor
 
-from python_ref.models import create_model, list_models
+from python_ref.models import create_model
 from python_ref.models.partialformer import ALTERNATIVE_B, VARIANTS, PartialAttention, SelfAttention
 from python_ref.published import partialformer
 from python_ref.published.row import Row
@@ -91,10 +91,6 @@ def test_reading_tokens_directly_is_cheaper():
     projected, absorbed = (row.count() for row in rows)
     assert absorbed.parameters == projected.parameters
     assert absorbed.macs < 0.85 * projected.macs
-
-
-def test_names():
-    assert list_models("partialformer_*") == NAMES
 
 
 def random_attention(ratio: int = 3, **options: object) -> PartialAttention:

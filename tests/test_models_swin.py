@@ -13,7 +13,7 @@ from reference_checks import TOLERANCE, random
 from torch import Tensor, nn
 
 from python_ref.layers import MRLMixer, WindowAttention
-from python_ref.models import create_model, list_models
+from python_ref.models import create_model
 from python_ref.published import swin
 
 
@@ -146,7 +146,3 @@ def test_drop_path_rises_linearly_to_the_last_block():
     model = small(drop_path=0.4)
     rates = [block.drop_path.rate for stage in model.stages for block in list(stage)[1:]]
     torch.testing.assert_close(rates, [0.0, 0.1, 0.2, 0.3, 0.4])
-
-
-def test_names():
-    assert list_models("*swin_?") == ["mrl_swin_s", "mrl_swin_t", "swin_s", "swin_t"]

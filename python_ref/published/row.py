@@ -64,8 +64,9 @@ class Row:
         """The label, or the model with its options."""
         if self.label:
             return self.label
-        parts = [self.model, *(f"{key}={value}" for key, value in self.options.items())]
-        return " ".join([*parts, *([self.head] if self.head else [])])
+        options = (f"{key}={_short(value)}" for key, value in self.options.items())
+        name = f"{self.model} with {self.head}" if self.head else self.model
+        return ", ".join([name, *options])
 
     def build(self) -> torch.nn.Module:
         """The model of this row, on the device that is the default."""
@@ -96,6 +97,11 @@ class Figures:
     parameters: int
     macs: int
     operations: float
+
+
+def _short(option: object) -> str:
+    """(1, 2) as "1-2", the rest as it prints."""
+    return "-".join(map(str, option)) if isinstance(option, tuple) else str(option)
 
 
 def deviation(printed: str, ours: float) -> float:
