@@ -10,6 +10,7 @@
 
 #include "../common/simd.h"
 #include "../common/stages.h"
+#include "../common/types.h"
 
 namespace hybrid {
 namespace HYBRID_ISA {

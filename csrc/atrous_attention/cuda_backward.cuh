@@ -9,7 +9,7 @@
 // workspace, and reduce_bias_kernel adds the blocks in order: the same bits on every run.
 #pragma once
 
-#include "cuda_tile.cuh"
+#include "cuda_window.cuh"
 
 namespace hybrid {
 namespace {

@@ -29,29 +29,6 @@ struct Split {
   }
 };
 
-// Statistics of a tile of queries: log-sum-exp in base 2 and delta.
-struct QueryStats {
-  float *lse, *delta;
-};
-
-// Each row is summed by kThreads / kRows neighbouring threads.
-template <class G, int kRows>
-__device__ __forceinline__ void fill_stats(const QueryStats& stats, const typename G::T* grad_out,
-                                           const typename G::T* out, float lse, int queries,
-                                           int e) {
-  constexpr int kShare = kThreads / kRows;
-  const int row = threadIdx.x / kShare, part = threadIdx.x % kShare;
-  float sum = 0.0f;
-  for (int c = part; row < queries && c < e; c += kShare)
-    sum += Convert<typename G::T>::to_float(grad_out[row * G::LD + c]) *
-           Convert<typename G::T>::to_float(out[row * G::LD + c]);
-  sum = row_sum<kShare>(sum);
-  if (part == 0) {
-    stats.delta[row] = sum;
-    stats.lse[row] = lse * kLog2e;
-  }
-}
-
 // x: q k^T -> P. y: dout v^T -> dS. Both are zero where there is no key (a logit of -inf) or no
 // query (a log-sum-exp of +inf).
 template <class G, Role kRole>

@@ -16,30 +16,6 @@ int forward_shared_bytes(int P) {
          Tables::bytes(P);
 }
 
-// Logits -> exp2(logit - maximum), updating the row statistics; what the earlier tiles left in sum
-// and out is rescaled to the new maximum.
-template <class G, bool kWhole>
-__device__ __forceinline__ void online_softmax(typename G::Scores& x, typename G::Out& out,
-                                               float (&maximum)[G::kRows], float (&sum)[G::kRows]) {
-#pragma unroll
-  for (int r = 0; r < G::kRows; ++r) {
-    const float before = maximum[r];
-    maximum[r] = fmaxf(before, tile_row_max<G>(x, r));
-    const float base = finite_base(maximum[r]);
-    if constexpr (!kWhole) {
-      const float correction = exp2_approx(before - base);
-      sum[r] *= correction;
-#pragma unroll
-      for (int n = 0; n < G::kOutCols; ++n) out.at(r, n) *= correction;
-    }
-#pragma unroll
-    for (int n = 0; n < G::kCols; ++n) {
-      x.at(r, n) = exp2_approx(x.at(r, n) - base);
-      sum[r] += x.at(r, n);
-    }
-  }
-}
-
 template <class G, bool kWhole>  // whole: a window is one tile
 __global__ void __launch_bounds__(kThreads, kWhole ? G::kForwardBlocks : 2)
     forward_kernel(const AtrousAttentionParams p, const Plan plan) {

@@ -3,7 +3,7 @@
 // rebuilt in seconds, and a whole build uses every core.
 #pragma once
 
-#include "cuda_tile.cuh"
+#include "cuda_window.cuh"
 
 namespace hybrid {
 

@@ -12,18 +12,14 @@
 
 #include <algorithm>
 
-#include "../common/device.h"
+#include "../common/attention/cuda_rows.cuh"
+#include "../common/attention/cuda_tile.cuh"
 #include "atrous_attention.h"
 
 namespace hybrid {
 namespace {
 
-constexpr int kThreads = 128, kWarps = kThreads / 32;
 constexpr int64_t kManyBlocks = 8192;  // several waves of any GPU
-constexpr float kLog2e = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
-
-// ceil_div of types.h is for the host alone.
-constexpr __host__ __device__ int divide_up(int a, int b) { return (a + b - 1) / b; }
 
 inline __host__ __device__ int bias_entries(int P) { return (2 * P - 1) * (2 * P - 1); }
 
@@ -241,60 +237,34 @@ __device__ __forceinline__ View<T> packed_view(const AtrousAttentionParams& p, c
           row_stride, col_stride, plan.vector_out};
 }
 
-// Gathers slots first..first+kRows into kParts tiles of kRows x LD elements, one behind the other,
-// of which E columns count: zeros stand where the window or the head ends. The parts (key and
-// value, say) lie part_stride elements apart. Asynchronous where rows can move by 16 bytes.
-// Unrolled loops would hold addresses in registers that the kernels lack.
+// Slots first..first+kRows into kParts tiles, see copy_rows.
 template <int kRows, int E, int LD, int kParts = 1, class T>
 __device__ __forceinline__ void load_rows(T* tile, const View<const T>& view, const Tables& tables,
                                           int first, int slots, int e, int64_t part_stride = 0) {
-  if (view.vector) {
-    constexpr int kVector = 16 / sizeof(T), kChunks = E / kVector;
-#pragma unroll 1
-    for (int i = threadIdx.x; i < kRows * kChunks; i += kThreads) {
-      const int row = i / kChunks, c = i % kChunks * kVector;
-      const bool exists = first + row < slots && c < e;
-      const T* from = exists ? view.at(tables.pixel[first + row]) + c : view.base;
-#pragma unroll
-      for (int part = 0; part < kParts; ++part)
-        cp_async16(tile + (part * kRows + row) * LD + c, from + part * part_stride,
-                   exists ? 16 : 0);
-    }
-  } else {
-#pragma unroll 1
-    for (int i = threadIdx.x; i < kRows * E; i += kThreads) {
-      const int row = i / E, c = i % E;
-      const bool exists = first + row < slots && c < e;
-      const T* from = exists ? view.at(tables.pixel[first + row]) + c : view.base;
-#pragma unroll
-      for (int part = 0; part < kParts; ++part)
-        tile[(part * kRows + row) * LD + c] =
-            exists ? from[part * part_stride] : Convert<T>::from_float(0.0f);
-    }
-  }
+  copy_rows<kRows, E, LD, kParts>(tile, view.vector, slots - first, e, view.base, part_stride,
+                                  [&](int row) { return view.at(tables.pixel[first + row]); });
 }
 
-// Scatters the rows that this warp owns (G::warp_row) from a tile to their pixels.
+// The rows that this warp owns from a tile to their pixels, see store_own_rows.
 template <class G, class T>
 __device__ __forceinline__ void store_warp_rows(const T* tile, const View<T>& view,
                                                 const Tables& tables, int first, int slots, int e) {
-  constexpr int kVector = 16 / sizeof(T), kRows = G::R / kWarps;
-  if (view.vector) {
-    constexpr int kChunks = G::E / kVector;
-#pragma unroll 1
-    for (int i = threadIdx.x % 32; i < kRows * kChunks; i += 32) {
-      const int row = G::warp_row(i / kChunks), c = i % kChunks * kVector;
-      if (first + row < slots && c < e)
-        *reinterpret_cast<uint4*>(view.at(tables.pixel[first + row]) + c) =
-            *reinterpret_cast<const uint4*>(tile + row * G::LD + c);
-    }
-  } else {
-#pragma unroll 1
-    for (int i = threadIdx.x % 32; i < kRows * G::E; i += 32) {
-      const int row = G::warp_row(i / G::E), c = i % G::E;
-      if (first + row < slots && c < e)
-        view.at(tables.pixel[first + row])[c] = tile[row * G::LD + c];
-    }
+  store_own_rows<G>(tile, view.vector, slots - first, e,
+                    [&](int row) { return view.at(tables.pixel[first + row]); });
+}
+
+// Dot products of queries (own rows) and keys -> logits in base 2, -inf where there is no key;
+// scale contains log2(e). A warp leaves out what it owns beyond `rows`.
+template <class G>
+__device__ __forceinline__ void to_logits(typename G::Scores& x, const Tables& tables, int P,
+                                          float scale, int query0, int key0, int rows) {
+#pragma unroll
+  for (int r = 0; r < G::kRows; ++r) {
+    if (G::first_row(r) >= rows) break;
+    const float* bias = tables.bias + tables.query_entry(query0 + G::row(r), P);
+#pragma unroll
+    for (int n = 0; n < G::kCols; ++n)
+      x.at(r, n) = fmaf(x.at(r, n), scale, bias[tables.key_entry[key0 + G::col(n)]]);
   }
 }
 

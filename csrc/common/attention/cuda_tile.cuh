@@ -10,10 +10,17 @@
 // more than E, which puts eight rows into eight different groups of banks.
 #pragma once
 
-#include "cuda_window.cuh"
+#include "../device.h"
+#include "../types.h"
 
 namespace hybrid {
 namespace {
+
+constexpr int kThreads = 128, kWarps = kThreads / 32;
+constexpr float kLog2e = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
+
+// ceil_div of types.h is for the host alone.
+constexpr __host__ __device__ int divide_up(int a, int b) { return (a + b - 1) / b; }
 
 // Over the `lanes` neighbouring lanes that share a row.
 template <int lanes>
@@ -260,21 +267,6 @@ struct Fma {
   }
 };
 
-// Dot products of queries (own rows) and keys -> logits in base 2, -inf where there is no key;
-// scale contains log2(e). A warp leaves out what it owns beyond `rows`.
-template <class G>
-__device__ __forceinline__ void to_logits(typename G::Scores& x, const Tables& tables, int P,
-                                          float scale, int query0, int key0, int rows) {
-#pragma unroll
-  for (int r = 0; r < G::kRows; ++r) {
-    if (G::first_row(r) >= rows) break;
-    const float* bias = tables.bias + tables.query_entry(query0 + G::row(r), P);
-#pragma unroll
-    for (int n = 0; n < G::kCols; ++n)
-      x.at(r, n) = fmaf(x.at(r, n), scale, bias[tables.key_entry[key0 + G::col(n)]]);
-  }
-}
-
 template <class G>
 __device__ __forceinline__ float tile_row_max(typename G::Scores& x, int r) {
   float highest = -INFINITY;
@@ -301,6 +293,53 @@ __device__ __forceinline__ void stage(typename G::T* tile, typename G::Out& out,
       *reinterpret_cast<Pair*>(tile + G::row(r) * G::LD + G::out_col(n)) =
           Convert<typename G::T>::pack2(out.at(r, n) * factor[r], out.at(r, n + 1) * factor[r]);
   __syncwarp();
+}
+
+// Logits -> exp2(logit - maximum), updating the row statistics; what the earlier tiles left in sum
+// and out is rescaled to the new maximum, unless this is the only tile.
+template <class G, bool kOnly>
+__device__ __forceinline__ void online_softmax(typename G::Scores& x, typename G::Out& out,
+                                               float (&maximum)[G::kRows], float (&sum)[G::kRows]) {
+#pragma unroll
+  for (int r = 0; r < G::kRows; ++r) {
+    const float before = maximum[r];
+    maximum[r] = fmaxf(before, tile_row_max<G>(x, r));
+    const float base = finite_base(maximum[r]);
+    if constexpr (!kOnly) {
+      const float correction = exp2_approx(before - base);
+      sum[r] *= correction;
+#pragma unroll
+      for (int n = 0; n < G::kOutCols; ++n) out.at(r, n) *= correction;
+    }
+#pragma unroll
+    for (int n = 0; n < G::kCols; ++n) {
+      x.at(r, n) = exp2_approx(x.at(r, n) - base);
+      sum[r] += x.at(r, n);
+    }
+  }
+}
+
+// Statistics of a tile of queries: log-sum-exp in base 2 and delta.
+struct QueryStats {
+  float *lse, *delta;
+};
+
+// Each row is summed by kThreads / kRows neighbouring threads.
+template <class G, int kRows>
+__device__ __forceinline__ void fill_stats(const QueryStats& stats, const typename G::T* grad_out,
+                                           const typename G::T* out, float lse, int queries,
+                                           int e) {
+  constexpr int kShare = kThreads / kRows;
+  const int row = threadIdx.x / kShare, part = threadIdx.x % kShare;
+  float sum = 0.0f;
+  for (int c = part; row < queries && c < e; c += kShare)
+    sum += Convert<typename G::T>::to_float(grad_out[row * G::LD + c]) *
+           Convert<typename G::T>::to_float(out[row * G::LD + c]);
+  sum = row_sum<kShare>(sum);
+  if (part == 0) {
+    stats.delta[row] = sum;
+    stats.lse[row] = lse * kLog2e;
+  }
 }
 
 }  // namespace
