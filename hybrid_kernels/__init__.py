@@ -4,7 +4,13 @@ import os
 
 from .backends import get_backend, set_backend, use_backend
 from .models import accelerate, create_model, list_models, load_weights, save_weights
-from .ops import atrous_attention, atrous_merge, atrous_partition, gated_fuse
+from .ops import (
+    atrous_attention,
+    atrous_merge,
+    atrous_partition,
+    gated_fuse,
+    multiscale_attention,
+)
 
 __version__ = "0.1.0"
 __all__ = [
@@ -17,6 +23,7 @@ __all__ = [
     "get_backend",
     "list_models",
     "load_weights",
+    "multiscale_attention",
     "save_weights",
     "set_backend",
     "use_backend",

@@ -28,7 +28,10 @@ OPS = sorted(path.parent.name for path in ROOT.glob("csrc/*/*_cuda.cu"))
 
 # Parts of the names of the kernels that do matrix products: in their 16-bit form these must use
 # the tensor cores.
-TENSOR_CORE_KERNELS = {"atrous_attention": ["forward", "backward"]}
+TENSOR_CORE_KERNELS = {
+    "atrous_attention": ["forward", "backward"],
+    "multiscale_attention": ["forward", "backward"],
+}
 
 # One worker: the compiled objects are shared.
 pytestmark = pytest.mark.xdist_group("cuda_compile")

@@ -3,5 +3,12 @@
 from .atrous_attention import atrous_attention
 from .atrous_partition import atrous_merge, atrous_partition
 from .gated_fuse import gated_fuse
+from .multiscale_attention import multiscale_attention
 
-__all__ = ["atrous_attention", "atrous_merge", "atrous_partition", "gated_fuse"]
+__all__ = [
+    "atrous_attention",
+    "atrous_merge",
+    "atrous_partition",
+    "gated_fuse",
+    "multiscale_attention",
+]

@@ -33,7 +33,7 @@ def multiscale_attention(
     Raises:
         ValueError: shapes do not fit, or there is no segment.
     """
-    out = multiscale_attention_out(q, ks, vs, scale)
+    out = multiscale_attention_out(q, ks, vs, scale).contiguous()
     lse = _scores(*(t.to(statistics_dtype(q)) for t in (q, _joined(ks))), scale).logsumexp(dim=-1)
     return out, lse
 

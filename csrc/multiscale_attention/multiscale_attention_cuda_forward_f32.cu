@@ -1,0 +1,3 @@
+#include "cuda_forward.cuh"
+
+template int hybrid::multiscale_attention_forward<float>(const MultiscaleAttentionParams&, void*);
