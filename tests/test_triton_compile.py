@@ -104,6 +104,18 @@ def fold_of_attention(problem: str) -> None:
     attention("16-bit, e <= 32", window={16: 4, 32: 5, 64: 7, 128: 11, 256: 16}[slots], size=60)
 
 
+def attention_over_segments(problem: str) -> None:
+    from hybrid_kernels.triton import multiscale_attention as op
+
+    bits, width = problem.split(", e <= ")
+    d, dtype = int(width), DTYPES[bits]
+    q = empty(8, 200, 4, d, dtype=dtype)
+    ks = vs = [empty(8, keys, 4, d, dtype=dtype) for keys in (200, 56, 30)]
+    out, lse = op.multiscale_attention(q, ks, vs, 0.25)
+    needs = [True] * 3
+    op.multiscale_attention_backward(out, q, ks, vs, out, lse, 0.25, True, needs, needs)
+
+
 def partition(problem: str) -> None:
     from hybrid_kernels.triton import atrous_partition as op
 
@@ -133,6 +145,8 @@ def calls(kernel: str, problem: str) -> list[Callable[[], None]]:
         return [lambda: fold_of_attention(problem)]
     if kernel == "atrous_partition.copy":
         return [lambda: partition(problem)]
+    if kernel.startswith("multiscale_attention"):
+        return [lambda: attention_over_segments(problem)]
     return [lambda: fuse("32-bit" if kernel == "reduction.fold" else problem)]
 
 
@@ -141,6 +155,7 @@ MODULES = (
     "atrous_attention_backward",
     "atrous_partition",
     "gated_fuse",
+    "multiscale_attention",
     "reduction",
 )
 
@@ -237,7 +252,7 @@ def test_kernel_compiles_without_spills(
         print(kernel, problem, f"sm_{arch}", found)
         assert found.stack == 0, f"spills: {found}"
         assert found.shared <= SHARED_LIMIT[arch], found
-        if kernel.startswith("atrous_attention") and problem.startswith("16-bit"):
+        if "_attention." in kernel and problem.startswith("16-bit"):
             assert found.matrix_instructions > 0, "no tensor cores"
 
 

@@ -19,6 +19,10 @@ from hybrid_kernels.triton.atrous_attention import atrous_attention, atrous_atte
 from hybrid_kernels.triton.atrous_partition import atrous_merge, atrous_partition
 from hybrid_kernels.triton.gated_fuse import gated_fuse, gated_fuse_backward
 from hybrid_kernels.triton.launch import Settings
+from hybrid_kernels.triton.multiscale_attention import (
+    multiscale_attention,
+    multiscale_attention_backward,
+)
 
 # (B, H, W, C, heads, dilations) of ACC-ViT tiny's first three stages.
 Shape = tuple[int, int, int, int, int, tuple[int, ...]]
@@ -45,6 +49,12 @@ CHOICES: dict[str, dict[str, tuple[int, ...]]] = {
         "TERMS": (16, 64),
         "COLUMNS": (16, 64),
         "num_warps": (2, 4, 8),
+    },
+    "multiscale_attention": {
+        "QUERIES": (32, 64, 128),
+        "KEYS": (32, 64),
+        "num_warps": (2, 4, 8),
+        "num_stages": (1, 2),
     },
     "atrous_partition": {
         "TOKENS": (8, 16, 32, 64, 128),
@@ -142,6 +152,18 @@ def _call(op: str, shape: Shape, dtype: torch.dtype) -> Callable[[], Any]:
             atrous_attention_backward(out, qkv, bias, out, lse, *options, True, True)
 
         return attend
+    if op == "multiscale_attention":
+        tokens = [data(B, H * W // k**2, heads, C // heads) for k in (1, 2, 3)]
+        arguments = (tokens[0], tokens, tokens, (C // heads) ** -0.5)
+        out, lse = multiscale_attention(*arguments)
+
+        def attend_over_segments() -> None:
+            multiscale_attention(*arguments)
+            multiscale_attention_backward(
+                out, *arguments[:3], out, lse, arguments[3], True, [True] * 3, [True] * 3
+            )
+
+        return attend_over_segments
     if op == "gated_fuse":
         m = [data(B, H, W, C) for _ in dilations]
         weight, bias = data(n, C, dtype=torch.float32), data(n, C, dtype=torch.float32)
