@@ -1,4 +1,4 @@
-"""Fused ops inside ACC-ViT: the same numbers, the same state dict, and back again."""
+"""Fused ops inside models: the same numbers, the same state dict, and back again."""
 
 import copy
 
@@ -13,6 +13,28 @@ from hybrid_kernels.nn import FUSED, AtrousAttention
 from python_ref.ops import REFERENCE
 
 SMALL = {"num_classes": 10, "layers": (1, 1, 1, 1)}
+
+# Small models of the families that call multiscale_attention.
+PYRAMID = {"depths": (1, 1, 1, 1), "widths": (16, 32, 40, 64)}
+CVT = {"depths": (1, 1, 1), "widths": (16, 32, 48), "head_dim": 16}
+SOFTMAX_FAMILIES = {
+    "cq_cvt_13": CVT,
+    "cvt_13": CVT,
+    "emsnet_xxtiny": {"depths": (1, 1, 1, 1), "widths": (32, 32, 64, 64)},
+    "mat_1": {"width": 16, "depths": (1, 1, 1, 1), "head_dim": 8},
+    "mrl_cvt_13": CVT,
+    "p2t_tiny": PYRAMID,
+    "partialformer_b0": {
+        "width": 16,
+        "depths": (1, 1, 1, 1),
+        "heads": (2, 2, 4, 4),
+        "ratios": (64, 16, 4, None),
+    },
+    "pvt_v2_b0": PYRAMID,
+    "pvt_v2_b0_mscsa": {"backbone": PYRAMID, "heads": 2, "head_dim": 7},
+    "shunted_t": {"depths": (1, 1, 1, 1), "widths": (16, 32, 64, 96)},
+    "topformer_t": {"depth": 1},
+}
 
 
 def pair(**options: object) -> tuple[nn.Module, nn.Module]:
@@ -46,6 +68,16 @@ def check_equal(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance
         size = tensor.square().mean().sqrt() + 1e-4 * scale
         error = (found[name] - tensor).square().mean().sqrt() / size
         assert error < tolerance, f"{name}: {error:.2e} of {size:.2e}"
+
+
+def check_as_accurate(
+    found: dict[str, Tensor], reference: dict[str, Tensor], exact: dict[str, Tensor], floor: float
+) -> None:
+    """Root mean square errors at most twice the reference's, or `floor` of the exact values."""
+    for name, tensor in exact.items():
+        mine, theirs = ((o[name] - tensor).square().mean().sqrt() for o in (found, reference))
+        least = floor * tensor.square().mean().sqrt() + 1e-6
+        assert mine < 2 * theirs + least, f"{name}: {mine:.2e}, the reference {theirs:.2e}"
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (50, 36), (33, 70)])
@@ -92,11 +124,8 @@ def test_autocast_is_as_accurate_as_the_reference():
     x = torch.randn(2, 3, 50, 36)
     exact = outputs(copy.deepcopy(reference).double(), x.double())
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = {"fused": outputs(fused, x), "reference": outputs(reference, x)}
-    for name, tensor in exact.items():
-        error = {key: (o[name] - tensor).square().mean().sqrt() for key, o in found.items()}
-        floor = 1e-3 * tensor.square().mean().sqrt() + 1e-6
-        assert error["fused"] < 2 * error["reference"] + floor, f"{name}: {error}"
+        found, expected = outputs(fused, x), outputs(reference, x)
+    check_as_accurate(found, expected, exact, floor=1e-3)
 
 
 def test_compiled_model_equals_eager():
@@ -205,6 +234,36 @@ def test_depthwise_by_phases_equals_the_reference(height, width, dilations, stri
     grads = [torch.randn_like(y) for y in maps[0]]
     found, expected = ([*ys, *torch.autograd.grad(ys, (x, weight), grads)] for ys in maps)
     torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-10)
+
+
+@pytest.mark.parametrize("name", SOFTMAX_FAMILIES)
+def test_every_family_is_as_accurate_as_the_reference(name):
+    torch.manual_seed(0)
+    reference = models.create_model(name, num_classes=10, **SOFTMAX_FAMILIES[name])
+    fused = models.accelerate(copy.deepcopy(reference))
+    assert "multiscale_attention" in {
+        op for ops in models.accelerated_ops(fused).values() for op in ops
+    }
+    x = torch.randn(2, 3, 70, 52)
+    exact_fused, exact = (
+        outputs(copy.deepcopy(m).double(), x.double()) for m in (fused, reference)
+    )
+    check_equal(exact_fused, exact, 1e-9)
+    check_as_accurate(outputs(fused, x), outputs(reference, x), exact, floor=1e-5)
+
+
+@pytest.mark.parametrize("name", SOFTMAX_FAMILIES)
+def test_every_family_keeps_its_weights_and_returns_to_the_reference(name):
+    torch.manual_seed(0)
+    reference = models.create_model(name, num_classes=10, **SOFTMAX_FAMILIES[name]).eval()
+    fused = models.accelerate(copy.deepcopy(reference))
+    before, after = reference.state_dict(), fused.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    models.accelerate(fused, "reference")
+    assert models.accelerated_ops(fused) == {}
+    x = torch.randn(1, 3, 50, 36)
+    assert torch.equal(fused(x), reference(x))
 
 
 def test_a_model_without_fused_ops_says_so():

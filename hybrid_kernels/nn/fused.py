@@ -4,7 +4,7 @@ from dataclasses import fields, replace
 
 from python_ref.ops import REFERENCE
 
-from ..ops import atrous_attention, gated_fuse
+from ..ops import atrous_attention, gated_fuse, multiscale_attention
 from .branch_linear import branch_project_in, branch_project_out
 from .phase_dwconv import atrous_dwconv
 
@@ -14,6 +14,7 @@ FUSED = replace(
     atrous_attention=atrous_attention,
     atrous_dwconv=atrous_dwconv,
     gated_fuse=gated_fuse,
+    multiscale_attention=multiscale_attention,
     branch_project_in=branch_project_in,
     branch_project_out=branch_project_out,
 )
