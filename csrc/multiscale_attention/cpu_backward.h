@@ -30,10 +30,12 @@ class BackwardTiles {
         g_inner_(ceil_div<int64_t>(p.N, Arith::kPerWord) * value_.columns),
         delta_(panels_.number * kStride),
         lse_(panels_.number * kStride),
+        total_(kStride),
         k_(kTileKeys * key_.words),
         v_(kTileKeys * value_.words),
         k_inner_(kPairs ? kTileKeys / 2 * key_.columns : 0),
         s_(kTileKeys * kStride),
+        dp_(has_all_keys() ? kTileKeys * kStride : 0),
         pairs_(kPairs ? kTileKeys * kStride / 2 : 0),
         dq_(p.N * key_.columns),
         dk_(kTileKeys * key_.columns),
@@ -121,6 +123,8 @@ class BackwardTiles {
   static constexpr bool kPairs = Arith::kPerWord == 2;
   static constexpr int kStride = kPanelQueries;
 
+  bool has_all_keys() const { return tiles_.number == 1; }
+
   void gather(RowAddresses<T>& rows, int64_t image, int head,
               AttentionTokens AttentionSegment::* tokens) {
     rows.clear();
@@ -140,19 +144,24 @@ class BackwardTiles {
                           value_.words, p_.dv);
     const float* lse = static_cast<const float*>(p_.lse) + (image_ * p_.h + head_) * p_.N + first;
     for (int i = 0; i < vectors * kLanes; i += kLanes) {
-      F partial[kLanes] = {};
-      for (int c = 0; c < p_.dv; c += kLanes) {
-#pragma GCC unroll 16
-        for (int j = 0; j < kLanes; ++j) {
-          const F o = FloatArith::load_words(outs[i + j], c, p_.dv);
-          const F g = FloatArith::load_words(grads[i + j], c, p_.dv);
-          partial[j] = fma(o, g, partial[j]);
-        }
-      }
-      store(delta_ + panel * kStride + i, sums(partial));
+      if (!has_all_keys()) store(delta_ + panel * kStride + i, products(outs + i, grads + i));
       const int valid = std::min(count - i, kLanes);
-      store(lse_ + panel * kStride + i, load_first(lse + i, valid) * broadcast(kLog2E));
+      // Behind the last query its copy: an infinite P there would spoil the last pair.
+      const F all = select_first(load_first(lse + i, valid), broadcast(lse[count - 1]), valid);
+      store(lse_ + panel * kStride + i, all * broadcast(kLog2E));
     }
+  }
+
+  // Lane i: the inner product of rows i.
+  F products(RowList<T> a, RowList<T> b) const {
+    F partial[kLanes] = {};
+    for (int c = 0; c < p_.dv; c += kLanes) {
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes; ++i)
+        partial[i] = fma(FloatArith::load_words(a[i], c, p_.dv),
+                         FloatArith::load_words(b[i], c, p_.dv), partial[i]);
+    }
+    return sums(partial);
   }
 
   // P of the tile and a panel into s_ (with pairs, into pairs_).
@@ -171,22 +180,57 @@ class BackwardTiles {
               });
   }
 
-  // dS = P (dO V^T - D) in place of P; with pairs also as words of two keys, in s_.
+  // dS = P (dP - D) in place of P; with pairs also as words of two keys, in s_.
   __attribute__((noinline)) void score_grads(int64_t panel) {
-    const float* delta = delta_ + panel * kStride;
+    float* delta = delta_ + panel * kStride;
+    const auto store_grad = [&](int key, int lane, F weight_grad) __attribute__((always_inline)) {
+      const F p = load(s_ + key * kStride + lane);
+      put(key, lane, p * (weight_grad - load(delta + lane)));
+    };
+    if (has_all_keys()) {
+      weight_grads(panel, delta);
+      const int lanes = round_up_to_lanes(panel_queries_);
+      for (int t = 0; t < tile_keys_; ++t)
+        for (int i = 0; i < lanes; i += kLanes) store_grad(t, i, load(dp_ + t * kStride + i));
+    } else {
+      for_panel(gt_ + panel * value_.words * kStride, v_, value_,
+                [&](int t, int lane, auto& acc) __attribute__((always_inline)) {
+                  constexpr int C = sizeof acc[0] / sizeof acc[0][0];
+                  for_rows(acc, [&](int r) __attribute__((always_inline)) {
+#pragma GCC unroll 4
+                    for (int j = 0; j < C; ++j) store_grad(t + r, lane + j * kLanes, acc[r][j]);
+                  });
+                });
+    }
+    if constexpr (kPairs) pair_keys();
+  }
+
+  // dP = dO V^T of all keys into dp_, and D = sum of P dP over them: out need not be read. Divided
+  // by the sum of P, one but for rounding, so that a lone key has no gradient at all.
+  void weight_grads(int64_t panel, float* delta) {
+    for (int i = 0; i < kStride; i += kLanes) {
+      store(delta + i, zero());
+      store(total_ + i, zero());
+    }
     for_panel(gt_ + panel * value_.words * kStride, v_, value_,
               [&](int t, int lane, auto& acc) __attribute__((always_inline)) {
                 constexpr int C = sizeof acc[0] / sizeof acc[0][0];
-                for_rows(acc, [&](int r) __attribute__((always_inline)) {
 #pragma GCC unroll 4
-                  for (int j = 0; j < C; ++j) {
-                    const F p = load(s_ + (t + r) * kStride + lane + j * kLanes);
-                    put(t + r, lane + j * kLanes,
-                        p * (acc[r][j] - load(delta + lane + j * kLanes)));
-                  }
-                });
+                for (int j = 0; j < C; ++j) {
+                  const int i = lane + j * kLanes;
+                  F sum = load(delta + i), total = load(total_ + i);
+                  for_rows(acc, [&](int r) __attribute__((always_inline)) {
+                    const F p = load(s_ + (t + r) * kStride + i);
+                    store(dp_ + (t + r) * kStride + i, acc[r][j]);
+                    sum = fma(p, acc[r][j], sum);
+                    total = total + p;
+                  });
+                  store(delta + i, sum);
+                  store(total_ + i, total);
+                }
               });
-    if constexpr (kPairs) pair_keys();
+    for (int i = 0; i < panel_queries_; i += kLanes)
+      store(delta + i, load(delta + i) / load(total_ + i));
   }
 
   template <class Acc, class Body>
@@ -299,9 +343,10 @@ class BackwardTiles {
   AlignedBuffer<float> qt_, gt_;            // Q, dO of each panel: [word][query]
   AlignedBuffer<float> q_inner_, g_inner_;  // Q, dO: [query or pair][channel]
   AlignedBuffer<float> delta_, lse_;        // D, and the log-sum-exp in units of log2
+  AlignedBuffer<float> total_;              // of P, of each query of a panel
   AlignedBuffer<float> k_, v_, k_inner_;    // of the tile: [key][word], [pair][channel]
-  AlignedBuffer<float> s_, pairs_;          // P, later dS: [key][query], with pairs also as bf16
-  AlignedBuffer<float> dq_, dk_, dv_;       // sums: of all queries, of the tile's keys
+  AlignedBuffer<float> s_, dp_, pairs_;  // P, later dS; dP; with pairs P, dS as bf16: [key][query]
+  AlignedBuffer<float> dq_, dk_, dv_;    // sums: of all queries, of the tile's keys
 
   Prefetcher ahead_;
 

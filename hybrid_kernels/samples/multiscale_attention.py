@@ -80,6 +80,7 @@ SAMPLES = (
     _sample("width_128", 1, 17, (19,), heads=1, d=128),
     _sample("narrow_values", 1, 7, (9,), d=32, dv=5, cost=Cost.SMALL),
     _sample("large_scores", 1, 9, (9,), d=16, scale=8.0, cost=Cost.SMALL),
+    _sample("saturated", 1, 9, (9,), d=16, scale=60.0, cost=Cost.SMALL),
     _sample("negative_scale", 1, 5, (5,), d=8, scale=-0.3, cost=Cost.SMALL),
     _sample("many_heads", 2, 3, (3,), heads=33000, d=1, cost=Cost.HUGE),
     Sample("channel_major", _channel_major),
