@@ -20,10 +20,9 @@ from python_ref.layers import (
     WindowAttention,
     drop_path_rates,
     init_linear,
-    to_nchw,
-    to_nhwc,
 )
 from python_ref.models.backbone import Backbone, Settings, configure
+from python_ref.models.pyramid import stage_maps
 
 _PATCH = 4
 MIXERS = ("window", "mrl")
@@ -83,14 +82,8 @@ class Swin(Backbone):
         self.apply(init_linear)
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
-        maps = []
         x = F.pad(x, (0, -x.shape[3] % _PATCH, 0, -x.shape[2] % _PATCH))
-        x = to_nhwc(x)
-        for index, stage in enumerate(self.stages):
-            x = stage(x)
-            name = str(index)
-            maps.append(to_nchw(self.norms[name](x) if name in self.norms else x))
-        return maps
+        return stage_maps(self.stages, x, self.norms)
 
 
 def build(name: str, settings: Settings, **options: object) -> Swin:
