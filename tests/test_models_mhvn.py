@@ -152,7 +152,7 @@ def test_training_on_one_picture_finds_its_nuclei():
     [
         ({"branches": 3}, "mhvn has no option 'branches'; .*decoder_depths"),
         ({"decoder_regions": (4, 4)}, "decoder_regions must have three entries"),
-        ({"widths": (96, 288)}, "three entries"),
+        ({"widths": (96, 288)}, "widths must have one entry for each of the 3 stages"),
         ({"head_dim": 64}, "head_dim must divide the widths"),
         ({"gc": "prepend"}, "gc must be one of"),
     ],

@@ -21,7 +21,7 @@ from python_ref.layers import (
     drop_path_rates,
     init_linear,
 )
-from python_ref.models.backbone import Backbone, Settings, configure
+from python_ref.models.backbone import Backbone, Settings, check_stages, configure
 from python_ref.models.pyramid import stage_maps
 
 _PATCH = 4
@@ -110,10 +110,6 @@ def _mixer(config: SwinConfig, stage: int, number: int) -> nn.Module:
 def _check(config: SwinConfig) -> None:
     if config.mixer not in MIXERS:
         raise ValueError(f"mixer must be one of {', '.join(MIXERS)}, got {config.mixer!r}")
-    if not len(config.widths) == len(config.depths) == len(config.regions) == 4:
-        raise ValueError(
-            "widths, depths and regions must have four entries, one per stage, got "
-            f"{config.widths}, {config.depths} and {config.regions}"
-        )
+    check_stages(4, widths=config.widths, depths=config.depths, regions=config.regions)
     if any(width % config.head_dim for width in config.widths):
         raise ValueError(f"head_dim must divide the widths {config.widths}, got {config.head_dim}")
