@@ -179,7 +179,7 @@ class SeparableEmbed(nn.Module):
         return self.expand(self.depthwise(x))
 
 
-class PatchEmbed(SeparableEmbed):
+class StageEmbed(SeparableEmbed):
     """The same with a 3x3 kernel and stride 2, (B, H, W, C) -> (B, H', W', C')."""
 
     def __init__(self, in_dim: int, dim: int) -> None:
@@ -194,7 +194,7 @@ class MCGA(Pyramid):
 
     def __init__(self, config: MCGAConfig, settings: Settings) -> None:
         _check(config)
-        embeds = [nn.Identity(), *(PatchEmbed(*pair) for pair in pairwise(config.widths))]
+        embeds = [nn.Identity(), *(StageEmbed(*pair) for pair in pairwise(config.widths))]
         rates = drop_path_rates(settings.drop_path, config.depths)
         stages = [
             Stage(embed, _blocks(config, dim, heads, drop_paths), dim)
