@@ -115,7 +115,20 @@ class TokenBlock {
     rows.add(shifted, image, head, count);
   }
 
+  // The rows of the next head come while this one is computed.
+  void prefetch(int head) {
+    ahead_.start(column_blocks(vectors_));
+    fetch_head(p_.k, head, p_.d);
+    fetch_head(p_.v, head, p_.dv);
+  }
+  void fetch_head(const AttentionTokens& tokens, int head, int e) {
+    const T* row = static_cast<const T*>(tokens.data) + image_ * tokens.stride[0] +
+                   first_ * tokens.stride[1] + head * tokens.stride[2];
+    ahead_.add(row, tokens.stride[1] * sizeof(T), tokens_, e * sizeof(T), false);
+  }
+
   void gather_head(int head) {
+    if (head + 1 < p_.h) prefetch(head + 1);
     fill(keys_, p_.k, image_, head, first_, tokens_);
     keys_.pad();
     fill(values_, p_.v, image_, head, first_, tokens_);
@@ -148,7 +161,7 @@ class TokenBlock {
     for_column_blocks(vectors_, [&](int vector, auto vectors) __attribute__((always_inline)) {
       constexpr int C = decltype(vectors)::value;
       const int lane = vector * kLanes;
-      key_products<Arith, C>(rows, words, p_.G, columns + lane, kTokenBlock, steps,
+      key_products<Arith, C>(rows, words, p_.G, columns + lane, kTokenBlock, steps, ahead_,
                              [&](int g, auto& acc) __attribute__((always_inline)) {
                                constexpr int R = sizeof acc / sizeof acc[0];
 #pragma GCC unroll 16
@@ -181,7 +194,7 @@ class TokenBlock {
   void products(const float* a, int rows, int inner, const float* b, const Width<Arith>& width,
                 To to) {
     channel_products<Arith, kWalk>(
-        a, kTokenBlock, rows, inner, b, width,
+        a, kTokenBlock, rows, inner, b, width, ahead_,
         [&](int i, int vector, auto& acc) __attribute__((always_inline)) {
           constexpr int R = sizeof acc / sizeof acc[0];
 #pragma GCC unroll 16
@@ -197,6 +210,7 @@ class TokenBlock {
   const SingleQueryParams& p_;
   const Width<Arith> key_, value_;
   const float scale_;
+  Prefetcher ahead_;
   RowAddresses<T> keys_, values_, queries_, grads_;
   AlignedBuffer<float> mask_;     // of each token, added to its scores
   AlignedBuffer<float> kt_, vt_;  // [word][token]

@@ -2,7 +2,7 @@
 
 import torch
 
-from . import BadCall, Declaration, Maker, Sample
+from . import BadCall, Cost, Declaration, Maker, Sample
 
 
 def _call(
@@ -31,8 +31,8 @@ def _every_third(batch: int, count: int, tokens: int, device: torch.device) -> t
     return ((torch.arange(count, device=device) * 3 + starts) % tokens).to(torch.int32)
 
 
-def _sample(name: str, *sizes, small=False, large=False, **options) -> Sample:
-    return Sample(name, lambda make: _call(make, *sizes, **options), small, large)
+def _sample(name: str, *sizes, cost=Cost.MEDIUM, **options) -> Sample:
+    return Sample(name, lambda make: _call(make, *sizes, **options), cost)
 
 
 def _packed(make: Maker):
@@ -57,28 +57,28 @@ def _expanded(make: Maker):
 
 
 SAMPLES = (
-    _sample("single", 2, 196, heads=4, d=16, excluded=49, large=True),
-    _sample("group", 2, 300, queries=8, heads=2, d=16, shared=True, large=True),
-    _sample("pooling", 1, 1000, queries=1, heads=1, d=32, shared=True, large=True),
+    _sample("single", 2, 196, heads=4, d=16, excluded=49, cost=Cost.LARGE),
+    _sample("group", 2, 300, queries=8, heads=2, d=16, shared=True, cost=Cost.LARGE),
+    _sample("pooling", 1, 1000, queries=1, heads=1, d=32, shared=True, cost=Cost.LARGE),
     _sample("class_token", 2, 50, heads=3, d=64),
     _sample("one_size", 3, 20, queries=2, heads=2, d=8, excluded=4),
     _sample("other_size", 4, 45, queries=2, heads=2, d=8, excluded=11),
-    _sample("one_key", 2, 1, queries=2, d=8, small=True),
-    _sample("one_key_left", 2, 4, d=8, excluded=3, small=True),
-    _sample("block_excluded", 1, 300, d=8, excluded=299, large=True),
-    _sample("zero_batch", 0, 5, queries=3, d=8, shared=True, excluded=2, small=True),
-    _sample("sixteen_queries", 1, 7, queries=16, d=8, small=True),
-    _sample("shared", 3, 6, queries=2, d=8, shared=True, excluded=1, small=True),
-    _sample("width_1", 1, 5, d=1, small=True),
+    _sample("one_key", 2, 1, queries=2, d=8, cost=Cost.SMALL),
+    _sample("one_key_left", 2, 4, d=8, excluded=3, cost=Cost.SMALL),
+    _sample("block_excluded", 1, 300, d=8, excluded=299, cost=Cost.LARGE),
+    _sample("zero_batch", 0, 5, queries=3, d=8, shared=True, excluded=2, cost=Cost.SMALL),
+    _sample("sixteen_queries", 1, 7, queries=16, d=8, cost=Cost.SMALL),
+    _sample("shared", 3, 6, queries=2, d=8, shared=True, excluded=1, cost=Cost.SMALL),
+    _sample("width_1", 1, 5, d=1, cost=Cost.SMALL),
     _sample("width_12", 1, 40, queries=3, heads=2, d=12, excluded=7),
     _sample("width_18_36", 1, 33, queries=5, heads=1, d=18, dv=36),
     _sample("width_128", 1, 19, queries=2, heads=1, d=128),
-    _sample("narrow_values", 1, 9, d=32, dv=5, small=True),
-    _sample("large_scores", 1, 9, d=16, scale=8.0, small=True),
-    _sample("negative_scale", 1, 5, d=8, scale=-0.3, small=True),
-    Sample("packed", _packed, small=True),
+    _sample("narrow_values", 1, 9, d=32, dv=5, cost=Cost.SMALL),
+    _sample("large_scores", 1, 9, d=16, scale=8.0, cost=Cost.SMALL),
+    _sample("negative_scale", 1, 5, d=8, scale=-0.3, cost=Cost.SMALL),
+    Sample("packed", _packed, cost=Cost.SMALL),
     Sample("channel_major", _channel_major),
-    Sample("expanded", _expanded, small=True),
+    Sample("expanded", _expanded, cost=Cost.SMALL),
 )
 
 
