@@ -14,6 +14,8 @@ from bench import (
     bench_atrous_attention,
     bench_atrous_partition,
     bench_gated_fuse,
+    bench_multiscale_attention,
+    bench_single_query_attention,
 )
 from bench.main import default_device
 from bench.op_bench import DTYPES, Case, OpBench, differentiable
