@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 import hybrid_kernels
+from bench.op_bench import differentiable
 from hybrid_kernels import checking
 from hybrid_kernels.samples import Cost, Declaration, Maker, Sample, declarations
 
@@ -63,9 +64,10 @@ def graphs() -> None:
 
 def replays_like_eager(op: Callable, args: tuple, other: tuple) -> bool:
     """Capture `op` and its gradients on `args`, write the values of `other` there, and replay."""
-    wanted = [x.detach().requires_grad_() for x in _tensors(args)]
+    inputs = [differentiable(x) for x in _tensors(args)]
+    wanted = [x for x in inputs if x.requires_grad]
     leaves, tree = pytree.tree_flatten(args)
-    replacements = iter(wanted)
+    replacements = iter(inputs)
     leaves = [next(replacements) if isinstance(x, Tensor) else x for x in leaves]
     static = pytree.tree_unflatten(leaves, tree)
     grads = [torch.ones_like(x) for x in _outputs(op, static) if x.requires_grad]
@@ -83,7 +85,7 @@ def replays_like_eager(op: Callable, args: tuple, other: tuple) -> bool:
     with torch.cuda.graph(graph):
         captured = step()
     with torch.no_grad():
-        for target, value in zip(wanted, _tensors(other), strict=True):
+        for target, value in zip(inputs, _tensors(other), strict=True):
             target.copy_(value)
     graph.replay()
     torch.cuda.synchronize()

@@ -160,7 +160,7 @@ def measure_case(bench: OpBench, case: Case, dtype: str, options: Options) -> li
 def make_inputs(case: Case, dtype: torch.dtype, device: str) -> tuple:
     """Arguments of a case; every tensor among them is a leaf that wants its gradient."""
     args = case.build(Maker(dtype, device))
-    return pytree.tree_map_only(Tensor, lambda x: x.detach().requires_grad_(), args)
+    return pytree.tree_map_only(Tensor, differentiable, args)
 
 
 def count_work(bench: OpBench, args: tuple) -> dict[str, Work]:
@@ -168,7 +168,7 @@ def count_work(bench: OpBench, args: tuple) -> dict[str, Work]:
     with FlopCounterMode(display=False) as counter:
         out = bench.fused(*args)
         forward = counter.get_total_flops()
-        torch.autograd.grad(out, _leaves(args), torch.ones_like(out))
+        torch.autograd.grad(out, _wanted(args), torch.ones_like(out))
         backward = counter.get_total_flops() - forward
     traffic = bench.min_bytes(*args)
     return {
@@ -198,21 +198,34 @@ def _functions(bench: OpBench, case: Case, options: Options) -> dict[str, Callab
     return functions
 
 
+def differentiable(x: Tensor) -> Tensor:
+    """A leaf on the same memory; indices stay without gradient."""
+    return x.detach().requires_grad_(x.is_floating_point())
+
+
+def _widened(x: Tensor) -> Tensor:
+    return differentiable(x.float() if x.is_floating_point() else x)
+
+
 def _leaves(args: tuple) -> list[Tensor]:
     return [x for x in pytree.tree_leaves(args) if isinstance(x, Tensor)]
+
+
+def _wanted(args: tuple) -> list[Tensor]:
+    return [x for x in _leaves(args) if x.requires_grad]
 
 
 def _agreeing_calls(
     functions: dict[str, Callable[..., Tensor]], args: tuple, case: Case, device: str
 ) -> list[Call]:
     """A contestant for each function, once its output and gradients are known to be right."""
-    wide = pytree.tree_map_only(Tensor, lambda x: x.detach().float().requires_grad_(), args)
+    wide = pytree.tree_map_only(Tensor, _widened, args)
     truth_out = functions[EAGER](*wide)
     generator = torch.Generator(device).manual_seed(1)
     grad = torch.randn(truth_out.shape, generator=generator, device=device)
     dtype = _leaves(args)[0].dtype
     grad = grad.to(dtype)
-    truth = [truth_out.detach(), *torch.autograd.grad(truth_out, _leaves(wide), grad.float())]
+    truth = [truth_out.detach(), *torch.autograd.grad(truth_out, _wanted(wide), grad.float())]
     calls = []
     for name, function in functions.items():
         call = Call(name, function, args, grad)

@@ -10,14 +10,27 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from bench import bench_atrous_attention, bench_atrous_partition, bench_gated_fuse
+from bench import (
+    bench_atrous_attention,
+    bench_atrous_partition,
+    bench_gated_fuse,
+    bench_multiscale_attention,
+    bench_single_query_attention,
+)
 from bench.main import default_device
-from bench.op_bench import DTYPES, Case, OpBench
+from bench.op_bench import DTYPES, Case, OpBench, differentiable
 from bench.timing import Call
 from hybrid_kernels.samples import Maker
 
 BENCHES = [
-    module.BENCH for module in (bench_atrous_attention, bench_atrous_partition, bench_gated_fuse)
+    module.BENCH
+    for module in (
+        bench_atrous_attention,
+        bench_atrous_partition,
+        bench_gated_fuse,
+        bench_multiscale_attention,
+        bench_single_query_attention,
+    )
 ]
 CASES = [
     pytest.param(bench, case, id=f"{bench.op}-{case.name}")
@@ -30,7 +43,7 @@ CASES = [
 @pytest.fixture(params=["float32", "bfloat16"])
 def call(request: pytest.FixtureRequest, bench: OpBench, case: Case) -> Call:
     args = case.build(Maker(DTYPES[request.param], default_device()))
-    args = pytree.tree_map_only(Tensor, lambda x: x.requires_grad_(), args)
+    args = pytree.tree_map_only(Tensor, differentiable, args)
     return Call(bench.op, bench.fused, args, torch.ones_like(bench.fused(*args)))
 
 

@@ -10,6 +10,7 @@ from .ops import (
     atrous_partition,
     gated_fuse,
     multiscale_attention,
+    single_query_attention,
 )
 
 __version__ = "0.1.0"
@@ -26,6 +27,7 @@ __all__ = [
     "multiscale_attention",
     "save_weights",
     "set_backend",
+    "single_query_attention",
     "use_backend",
 ]
 

@@ -91,8 +91,8 @@ def run_reference(
     declaration: Declaration, args: Any, dtype: torch.dtype, wanted: Sequence[int] = ()
 ) -> Run:
     """The reference on the same values; parameters never get narrower than float32."""
-    tensors = [a for a in pytree.tree_leaves(args) if isinstance(a, Tensor)]
-    data = min((t.dtype for t in tensors), key=lambda d: torch.finfo(d).bits)
+    leaves = pytree.tree_leaves(args)
+    data = min((leaves[i].dtype for i in floating(args)), key=lambda d: torch.finfo(d).bits)
     parameters = torch.promote_types(dtype, torch.float32)
     cast = convert(args, lambda a: a.to(dtype if a.dtype == data else parameters))
     return run(_differentiable_outputs_first(reference(declaration)), cast, wanted)

@@ -14,7 +14,7 @@ from python_ref.ops import REFERENCE
 
 SMALL = {"num_classes": 10, "layers": (1, 1, 1, 1)}
 
-# Small models of the families that call multiscale_attention.
+# Small models of the families that call multiscale_attention or single_query_attention.
 PYRAMID = {"depths": (1, 1, 1, 1), "widths": (16, 32, 40, 64)}
 CVT = {"depths": (1, 1, 1), "widths": (16, 32, 48), "head_dim": 16}
 SOFTMAX_FAMILIES = {
@@ -22,6 +22,7 @@ SOFTMAX_FAMILIES = {
     "cvt_13": CVT,
     "emsnet_xxtiny": {"depths": (1, 1, 1, 1), "widths": (32, 32, 64, 64)},
     "mat_1": {"width": 16, "depths": (1, 1, 1, 1), "head_dim": 8},
+    "mcga": {"widths": (16, 16, 32, 32), "depths": (1, 1, 1, 1), "heads": (2, 2, 2, 2)},
     "mrl_cvt_13": CVT,
     "p2t_tiny": PYRAMID,
     "partialformer_b0": {
@@ -241,9 +242,8 @@ def test_every_family_is_as_accurate_as_the_reference(name):
     torch.manual_seed(0)
     reference = models.create_model(name, num_classes=10, **SOFTMAX_FAMILIES[name])
     fused = models.accelerate(copy.deepcopy(reference))
-    assert "multiscale_attention" in {
-        op for ops in models.accelerated_ops(fused).values() for op in ops
-    }
+    exchanged = {op for ops in models.accelerated_ops(fused).values() for op in ops}
+    assert exchanged & {"multiscale_attention", "single_query_attention"}
     x = torch.randn(2, 3, 70, 52)
     exact_fused, exact = (
         outputs(copy.deepcopy(m).double(), x.double()) for m in (fused, reference)

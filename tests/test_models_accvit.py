@@ -37,7 +37,7 @@ class TestACCViT(ModelSuite):
     refused = [
         ({"windows": 3}, "no option 'windows'; .*window_size"),
         ({"mlp": "swiglu"}, "mlp must be one of mlp, convnext"),
-        ({"layers": (1, 2)}, "one entry per stage"),
+        ({"layers": (1, 2)}, "layers must have one entry for each of the 4 stages"),
         ({"scale_mode": "depth"}, "scale_mode must be"),
         ({"head_dim": 48}, "head_dim"),
         ({"drop_path": 1.0}, "drop path rate"),

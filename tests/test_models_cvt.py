@@ -39,7 +39,7 @@ class TestCvT(ModelSuite):
     out_indices = (0, 2)
     refused = [
         ({"mixer": "conv"}, "mixer must be one of cvt, cq_cvt, mrl, cq_mrl"),
-        ({"depths": (1, 2)}, "three entries"),
+        ({"depths": (1, 2)}, "depths must have one entry for each of the 3 stages"),
         ({"head_dim": 5}, "head_dim must divide"),
         ({"regions": (4, 0, 2)}, "region must be at least 1, got 0"),
         ({"samplers": 2}, "samplers must be 1, or 3"),

@@ -44,7 +44,7 @@ class TestEMSNet(ModelSuite):
     refused = [
         ({"windows": 7}, "no option 'windows'; .*cmhsa_heads"),
         ({"widths": (32, 48, 64, 96)}, "multiples of 32"),
-        ({"depths": (1, 2)}, "one entry per stage"),
+        ({"depths": (1, 2)}, "depths must have one entry for each of the 4 stages"),
         ({"row": "+D"}, r"row must be one of baseline, .*\+G, got '\+D'"),
         ({"whiten_axis": "batch"}, "whiten_axis must be one of spatial, channel"),
         ({"pool_mode": "round"}, "pool_mode must be one of ceil, floor"),

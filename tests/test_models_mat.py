@@ -38,7 +38,7 @@ class TestMAT(ModelSuite):
     compiled_options = ({"depths": (0, 0, 1, 0), "window": 2},)
     refused = [
         ({"windows": 7}, "no option 'windows'; .*abstract_proj"),
-        ({"mixers": ("none",) * 3}, "one entry for each of 4 stages"),
+        ({"mixers": ("none",) * 3}, "mixers must have one entry for each of the 4 stages"),
         ({"mixers": ("conv",) * 4}, "mixers must be .*, got 'conv'"),
         ({"embed": "pool"}, "embed must be one of bilinear, conv, merge, got 'pool'"),
         ({"head_dim": 7}, "head_dim must divide width = 24, got 7"),

@@ -35,7 +35,7 @@ class TestMCGA(ModelSuite):
     compiled_options = tuple({"depths": (0, 1, 0, 0), "absorbed": a} for a in (False, True))
     refused = [
         ({"mixer": "mlp"}, "no option 'mixer'; .*mixer_ratio"),
-        ({"depths": (2, 2)}, "one entry for each of 4 stages"),
+        ({"depths": (2, 2)}, "depths must have one entry for each of the 4 stages"),
         ({"heads": (2, 2, 4, 7)}, "heads must divide dim = 256, got 7"),
         ({"scale": "depth"}, "scale must be"),
         ({"fuse": "cat"}, "fuse must be"),

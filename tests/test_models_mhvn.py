@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_model, save_model
+from model_checks import check_lists_its_ops
 
 from python_ref.counting import count
-from python_ref.models import create_model
+from python_ref.models import create_model, load_weights, save_weights
 from python_ref.nuclei import central, hover_loss, label_nuclei, make_targets, predict_image
 
 SMALL = {
@@ -51,11 +51,11 @@ def test_size_of_the_parts():
 
 
 @pytest.mark.parametrize("name", ["mhvn", "gc_mhvn"])
-@pytest.mark.parametrize("size", [(64, 64), (75, 101), (33, 47)])
-def test_outputs_have_the_size_of_the_image_and_train(name, size):
+@pytest.mark.parametrize(("batch", "size"), [(1, (224, 224)), (2, (75, 101)), (2, (33, 47))])
+def test_outputs_have_the_size_of_the_image_and_train(name, batch, size):
     model = small(name)
-    logits, distances = model(torch.randn(2, 3, *size))
-    assert logits.shape == distances.shape == (2, 2, *size)
+    logits, distances = model(torch.randn(batch, 3, *size))
+    assert logits.shape == distances.shape == (batch, 2, *size)
     (logits.square().sum() + distances.square().sum()).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
@@ -99,8 +99,8 @@ def test_the_two_decoders_are_independent():
 
 def test_state_dict_round_trip_and_deterministic_eval(tmp_path):
     model, other = small("gc_mhvn").eval(), create_model("gc_mhvn", **SMALL).eval()
-    save_model(model, str(tmp_path / "weights.safetensors"))
-    load_model(other, str(tmp_path / "weights.safetensors"))
+    save_weights(model, tmp_path / "weights.safetensors")
+    load_weights(other, tmp_path / "weights.safetensors")
     x = torch.randn(2, 3, 50, 36)
     with torch.no_grad():
         expected = model(x)
@@ -108,7 +108,13 @@ def test_state_dict_round_trip_and_deterministic_eval(tmp_path):
             assert all(torch.equal(a, b) for a, b in zip(run(x), expected, strict=True))
 
 
+@pytest.mark.parametrize("gc", [None, "append", "replace"])
+def test_mixers_call_the_ops_that_they_list(gc):
+    check_lists_its_ops(lambda num_classes: small(gc=gc))
+
+
 def test_compiled_model_equals_eager():
+    torch._dynamo.reset()
     model = small().eval()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     x = torch.randn(1, 3, 64, 48)
@@ -152,7 +158,7 @@ def test_training_on_one_picture_finds_its_nuclei():
     [
         ({"branches": 3}, "mhvn has no option 'branches'; .*decoder_depths"),
         ({"decoder_regions": (4, 4)}, "decoder_regions must have three entries"),
-        ({"widths": (96, 288)}, "three entries"),
+        ({"widths": (96, 288)}, "widths must have one entry for each of the 3 stages"),
         ({"head_dim": 64}, "head_dim must divide the widths"),
         ({"gc": "prepend"}, "gc must be one of"),
     ],

@@ -42,7 +42,7 @@ class TestPartialFormer(ModelSuite):
     compiled_options = tuple({"depths": (0, 1, 0, 0), "absorbed": a} for a in (False, True))
     refused = [
         ({"rho": (64, 16, 4, 4)}, "no option 'rho'; .*ratios"),
-        ({"ratios": (64, 16, 4)}, "one entry for each of 4 stages"),
+        ({"ratios": (64, 16, 4)}, "ratios must have one entry for each of the 4 stages"),
         ({"ratios": (64, 16, 4, 0)}, "ratio must be at least 1, got 0"),
         ({"heads": (2, 4, 8, 7)}, "heads must divide dim = 192, got 7"),
         ({"score": "none"}, "score must be"),

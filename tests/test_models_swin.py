@@ -33,7 +33,7 @@ class TestSwin(ModelSuite):
     features_sizes = ((64, 96), RAGGED, (45, 2))
     refused = [
         ({"mixer": "shifted"}, "mixer must be one of window, mrl"),
-        ({"widths": (8, 16, 24)}, "four entries"),
+        ({"widths": (8, 16, 24)}, "widths must have one entry for each of the 4 stages"),
         ({"head_dim": 5}, "head_dim must divide"),
         ({"window": 0}, "window must be at least 1"),
         ({"mixer": "mrl", "regions": (8, 4, 2, 0)}, "region must be at least 1, got 0"),

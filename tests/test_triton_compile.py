@@ -116,6 +116,18 @@ def attention_over_segments(problem: str) -> None:
     op.multiscale_attention_backward(out, q, ks, vs, out, lse, 0.25, True, needs, needs)
 
 
+def attention_of_few_queries(problem: str) -> None:
+    from hybrid_kernels.triton import single_query_attention as op
+
+    bits, width = problem.split(", e <= ")
+    query, tokens = (empty(8, n, 4, int(width), dtype=DTYPES[bits]) for n in (8, 3000))
+    exclude = empty(8, 100, dtype=torch.int64)
+    out, lse = op.single_query_attention(query, tokens, tokens, 0.25, exclude)
+    op.single_query_attention_backward(
+        out, query, tokens, tokens, out, lse, 0.25, exclude, True, True, True
+    )
+
+
 def partition(problem: str) -> None:
     from hybrid_kernels.triton import atrous_partition as op
 
@@ -147,6 +159,8 @@ def calls(kernel: str, problem: str) -> list[Callable[[], None]]:
         return [lambda: partition(problem)]
     if kernel.startswith("multiscale_attention"):
         return [lambda: attention_over_segments(problem)]
+    if kernel.startswith("single_query_attention"):
+        return [lambda: attention_of_few_queries(problem)]
     return [lambda: fuse("32-bit" if kernel == "reduction.fold" else problem)]
 
 
@@ -157,6 +171,7 @@ MODULES = (
     "gated_fuse",
     "multiscale_attention",
     "reduction",
+    "single_query_attention",
 )
 
 

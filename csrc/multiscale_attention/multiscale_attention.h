@@ -9,18 +9,13 @@
 //   dk_m = scale sum_n ds_nm q_n        dq_n = scale sum_m ds_nm k_m
 #pragma once
 
+#include "../common/attention/tokens.h"
 #include "../common/cpu_isa.h"
 #include "../common/types.h"
 
 namespace hybrid {
 
 constexpr int kMaxSegments = 3;
-
-// (B, tokens, h, width), last stride 1.
-struct AttentionTokens {
-  const void* data;
-  int64_t stride[3];  // in elements, of images, tokens and heads
-};
 
 struct AttentionSegment {
   int64_t M;  // keys, may be zero

@@ -4,7 +4,12 @@ from dataclasses import fields, replace
 
 from python_ref.ops import REFERENCE
 
-from ..ops import atrous_attention, gated_fuse, multiscale_attention
+from ..ops import (
+    atrous_attention,
+    gated_fuse,
+    multiscale_attention,
+    single_query_attention,
+)
 from .branch_linear import branch_project_in, branch_project_out
 from .phase_dwconv import atrous_dwconv
 
@@ -15,6 +20,7 @@ FUSED = replace(
     atrous_dwconv=atrous_dwconv,
     gated_fuse=gated_fuse,
     multiscale_attention=multiscale_attention,
+    single_query_attention=single_query_attention,
     branch_project_in=branch_project_in,
     branch_project_out=branch_project_out,
 )

@@ -4,6 +4,7 @@ from .atrous_attention import atrous_attention
 from .atrous_partition import atrous_merge, atrous_partition
 from .gated_fuse import gated_fuse
 from .multiscale_attention import multiscale_attention
+from .single_query_attention import single_query_attention
 
 __all__ = [
     "atrous_attention",
@@ -11,4 +12,5 @@ __all__ = [
     "atrous_partition",
     "gated_fuse",
     "multiscale_attention",
+    "single_query_attention",
 ]

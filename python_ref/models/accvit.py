@@ -21,7 +21,7 @@ from python_ref.layers import (
     to_nchw,
     to_nhwc,
 )
-from python_ref.models.backbone import Backbone, Settings, configure
+from python_ref.models.backbone import Backbone, Settings, check_stages, configure
 
 _MLPS = {"mlp": Mlp, "convnext": ConvNextMlp}
 
@@ -184,12 +184,7 @@ def _init_weights(module: nn.Module) -> None:
 
 
 def _check(config: ACCViTConfig) -> None:
-    stages = len(config.widths)
-    if not len(config.layers) == len(config.dilations) == stages:
-        raise ValueError(
-            f"widths, layers and dilations must have one entry per stage, got {config.widths}, "
-            f"{config.layers} and {config.dilations}"
-        )
+    check_stages(4, widths=config.widths, layers=config.layers, dilations=config.dilations)
     if any(width % config.head_dim for width in config.widths):
         raise ValueError(f"head_dim must divide the widths {config.widths}, got {config.head_dim}")
     if config.mlp not in _MLPS:

@@ -20,6 +20,7 @@ from python_ref.layers import (
     to_nhwc,
 )
 from python_ref.models.backbone import Backbone, Settings, configure
+from python_ref.models.pyramid import stage_maps
 
 _EPS = 1e-6
 
@@ -91,13 +92,7 @@ class ConvNeXt(Backbone):
         self.apply(_init_weights)
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
-        maps = []
-        x = to_nhwc(x)
-        for index, stage in enumerate(self.stages):
-            x = stage(x)
-            name = str(index)
-            maps.append(to_nchw(self.norms[name](x) if name in self.norms else x))
-        return maps
+        return stage_maps(self.stages, x, self.norms)
 
 
 def build(name: str, settings: Settings, **options: object) -> ConvNeXt:

@@ -25,7 +25,7 @@ from python_ref.layers import (
     to_nhwc,
     to_tokens,
 )
-from python_ref.models.backbone import Backbone, Settings, configure
+from python_ref.models.backbone import Backbone, Settings, check_stages, configure
 
 MIXERS = ("cvt", "cq_cvt", "mrl", "cq_mrl")
 
@@ -196,10 +196,6 @@ def _check(config: CvTConfig) -> None:
         changed = [name for name, value in _MRL_ONLY.items() if getattr(config, name) != value]
         if changed:
             raise ValueError(f"{changed[0]} is an option of MRL, but mixer is {config.mixer!r}")
-    if not len(config.widths) == len(config.depths) == len(config.regions) == 3:
-        raise ValueError(
-            "widths, depths and regions must have three entries, one per stage, got "
-            f"{config.widths}, {config.depths} and {config.regions}"
-        )
+    check_stages(3, widths=config.widths, depths=config.depths, regions=config.regions)
     if any(width % config.head_dim for width in config.widths):
         raise ValueError(f"head_dim must divide the widths {config.widths}, got {config.head_dim}")

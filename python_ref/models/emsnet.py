@@ -31,7 +31,7 @@ from python_ref.layers.dynamic_branch import (
     GlobalAttention,
 )
 from python_ref.layers.static_branch import StaticBranch
-from python_ref.models.backbone import Backbone, Settings, configure
+from python_ref.models.backbone import Backbone, Settings, check_stages, configure
 from python_ref.ops.patch_embed import POOL_MODES
 from python_ref.ops.whiten_conv import AXES
 
@@ -213,13 +213,12 @@ def _heads_of_stages(config: EMSNetConfig) -> Sequence[int]:
 
 
 def _check(config: EMSNetConfig) -> None:
-    stages = len(config.widths)
-    per_stage = (config.depths, config.mlp_ratios, _heads_of_stages(config))
-    if any(len(entries) != stages for entries in per_stage):
-        raise ValueError(
-            "widths, depths, mlp_ratios and cmhsa_heads must have one entry per stage, got "
-            f"{config.widths}, {config.depths}, {config.mlp_ratios} and {config.cmhsa_heads}"
-        )
+    check_stages(
+        len(config.widths),
+        depths=config.depths,
+        mlp_ratios=config.mlp_ratios,
+        cmhsa_heads=_heads_of_stages(config),
+    )
     if any(width % _WIDTH_MULTIPLE for width in config.widths):
         raise ValueError(f"widths must be multiples of {_WIDTH_MULTIPLE}, got {config.widths}")
     for name, known in (("row", ROWS), ("whiten_axis", AXES), ("pool_mode", POOL_MODES)):

@@ -28,7 +28,7 @@ from python_ref.layers import (
     to_nchw,
     to_nhwc,
 )
-from python_ref.models.backbone import Settings, configure
+from python_ref.models.backbone import Settings, check_stages, configure
 from python_ref.models.pyramid import Pyramid, Stage
 from python_ref.ops import REFERENCE, OpTable
 
@@ -223,11 +223,7 @@ def build(name: str, settings: Settings, **options: object) -> MAT:
 
 
 def _check(config: MATConfig) -> None:
-    if not len(config.depths) == len(config.mixers) == 4:
-        raise ValueError(
-            f"depths and mixers must have one entry for each of 4 stages, got {config.depths} and "
-            f"{config.mixers}"
-        )
+    check_stages(4, depths=config.depths, mixers=config.mixers)
     for mixer in config.mixers:
         if mixer not in ("none", "window", "abstract"):
             raise ValueError(f"mixers must be 'none', 'window' or 'abstract', got {mixer!r}")

@@ -24,7 +24,7 @@ from python_ref.layers import (
     to_nhwc,
     to_stencil,
 )
-from python_ref.models.backbone import Settings, configure
+from python_ref.models.backbone import Settings, check_stages, configure
 from python_ref.models.pyramid import Pyramid, Stage
 from python_ref.ops import REFERENCE, OpTable
 
@@ -179,7 +179,7 @@ class SeparableEmbed(nn.Module):
         return self.expand(self.depthwise(x))
 
 
-class PatchEmbed(SeparableEmbed):
+class StageEmbed(SeparableEmbed):
     """The same with a 3x3 kernel and stride 2, (B, H, W, C) -> (B, H', W', C')."""
 
     def __init__(self, in_dim: int, dim: int) -> None:
@@ -194,7 +194,7 @@ class MCGA(Pyramid):
 
     def __init__(self, config: MCGAConfig, settings: Settings) -> None:
         _check(config)
-        embeds = [nn.Identity(), *(PatchEmbed(*pair) for pair in pairwise(config.widths))]
+        embeds = [nn.Identity(), *(StageEmbed(*pair) for pair in pairwise(config.widths))]
         rates = drop_path_rates(settings.drop_path, config.depths)
         stages = [
             Stage(embed, _blocks(config, dim, heads, drop_paths), dim)
@@ -239,10 +239,6 @@ def build(name: str, settings: Settings, **options: object) -> MCGA:
 
 
 def _check(config: MCGAConfig) -> None:
-    if not len(config.widths) == len(config.depths) == len(config.heads) == 4:
-        raise ValueError(
-            f"widths, depths and heads must have one entry for each of 4 stages, got "
-            f"{config.widths}, {config.depths} and {config.heads}"
-        )
+    check_stages(4, widths=config.widths, depths=config.depths, heads=config.heads)
     if config.stem not in ("patch", "conv"):
         raise ValueError(f"stem must be 'patch' or 'conv', got {config.stem!r}")

@@ -24,7 +24,8 @@ from python_ref.layers import (
     to_nchw,
     to_nhwc,
 )
-from python_ref.models.backbone import Backbone, Settings, check_stages, configure
+from python_ref.models.backbone import Settings, check_stages, configure
+from python_ref.models.pyramid import Pyramid
 from python_ref.ops import REFERENCE, OpTable
 
 _BLOCK_EPS = 1e-6
@@ -128,36 +129,24 @@ class Stage(nn.Module):
         return x
 
 
-class P2T(Backbone):
+class P2T(Pyramid):
     """P2T backbone with classifier, see `python_ref.models.create_model`."""
 
     def __init__(self, config: P2TConfig, settings: Settings) -> None:
         check_stages(4, **vars(config))
         widths = config.widths
-        super().__init__(widths, (4, 8, 16, 32), settings)
         embeds = [PatchEmbed(settings.in_chans, widths[0], 7, 4, 3)]
         embeds += [PatchEmbed(*pair, 3, 2, 1) for pair in pairwise(widths)]
-        self.stages = nn.ModuleList(
-            map(
-                Stage,
-                embeds,
-                widths,
-                config.heads,
-                config.mlp_ratios,
-                config.pool_ratios,
-                drop_path_rates(settings.drop_path, config.depths),
-            )
+        stages = map(
+            Stage,
+            embeds,
+            widths,
+            config.heads,
+            config.mlp_ratios,
+            config.pool_ratios,
+            drop_path_rates(settings.drop_path, config.depths),
         )
-        self.head = PoolHead(widths[-1], settings.num_classes) if settings.has_head else None
-        self.apply(init_linear)
-
-    def forward_features(self, x: Tensor) -> list[Tensor]:
-        maps = []
-        x = to_nhwc(x)
-        for stage in self.stages:
-            x = stage(x)
-            maps.append(to_nchw(x))
-        return maps
+        super().__init__(None, stages, widths, settings, PoolHead, init_linear)
 
 
 def build(name: str, settings: Settings, **options: object) -> P2T:

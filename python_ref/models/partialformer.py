@@ -23,7 +23,7 @@ from python_ref.layers import (
     PositionConv,
     drop_path_rates,
 )
-from python_ref.models.backbone import Settings, configure
+from python_ref.models.backbone import Settings, check_stages, configure
 from python_ref.models.pyramid import Pyramid, Stage
 from python_ref.ops import REFERENCE, OpTable
 
@@ -269,8 +269,4 @@ def build(name: str, settings: Settings, **options: object) -> PartialFormer:
 
 
 def _check(config: PartialFormerConfig) -> None:
-    if not len(config.depths) == len(config.heads) == len(config.ratios) == 4:
-        raise ValueError(
-            f"depths, heads and ratios must have one entry for each of 4 stages, got "
-            f"{config.depths}, {config.heads} and {config.ratios}"
-        )
+    check_stages(4, depths=config.depths, heads=config.heads, ratios=config.ratios)

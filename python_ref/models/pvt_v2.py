@@ -17,12 +17,9 @@ from python_ref.layers import (
     PatchEmbed,
     PoolHead,
     drop_path_rates,
-    init_transformer,
-    to_nchw,
-    to_nhwc,
 )
-from python_ref.models.backbone import Backbone, Settings, check_stages, configure
-from python_ref.models.pyramid import Stage
+from python_ref.models.backbone import Settings, check_stages, configure
+from python_ref.models.pyramid import Pyramid, Stage
 from python_ref.ops import REFERENCE, OpTable
 
 _BLOCK_EPS = 1e-6
@@ -81,30 +78,20 @@ class SpatialReductionAttention(nn.Module):
         return self.project(out.flatten(-2).unflatten(1, x.shape[1:3]))
 
 
-class PVTv2(Backbone):
+class PVTv2(Pyramid):
     """PVTv2 with classifier, see `python_ref.models.create_model`."""
 
     def __init__(self, config: PVTv2Config, settings: Settings) -> None:
         check_stages(4, **vars(config))
         widths = config.widths
-        super().__init__(widths, (4, 8, 16, 32), settings)
         embeds = [PatchEmbed(settings.in_chans, widths[0], 7, 4, 3)]
         embeds += [PatchEmbed(*pair, 3, 2, 1) for pair in pairwise(widths)]
         rates = drop_path_rates(settings.drop_path, config.depths)
-        self.stages = nn.ModuleList(
+        stages = (
             Stage(embed, _blocks(config, stage, drop_paths), widths[stage], _BLOCK_EPS)
             for stage, (embed, drop_paths) in enumerate(zip(embeds, rates, strict=True))
         )
-        self.head = PoolHead(widths[-1], settings.num_classes) if settings.has_head else None
-        self.apply(init_transformer)
-
-    def forward_features(self, x: Tensor) -> list[Tensor]:
-        maps = []
-        x = to_nhwc(x)
-        for stage in self.stages:
-            x = stage(x)
-            maps.append(to_nchw(x))
-        return maps
+        super().__init__(None, stages, widths, settings, PoolHead)
 
 
 def build(name: str, settings: Settings, **options: object) -> PVTv2:

@@ -21,12 +21,11 @@ from python_ref.layers import (
     PoolHead,
     PositionConv,
     drop_path_rates,
-    init_transformer,
     to_nchw,
     to_nhwc,
 )
-from python_ref.models.backbone import Backbone, Settings, check_stages, configure
-from python_ref.models.pyramid import Stage
+from python_ref.models.backbone import Settings, check_stages, configure
+from python_ref.models.pyramid import Pyramid, Stage
 from python_ref.ops import REFERENCE, OpTable
 
 _BLOCK_EPS = 1e-6
@@ -138,7 +137,7 @@ class Stem(nn.Module):
         return self.embed(to_nhwc(self.conv(to_nchw(x))))
 
 
-class Shunted(Backbone):
+class Shunted(Pyramid):
     """Shunted Transformer with classifier, see `python_ref.models.create_model`.
 
     Raises:
@@ -148,24 +147,14 @@ class Shunted(Backbone):
     def __init__(self, config: ShuntedConfig, settings: Settings) -> None:
         _check(config)
         widths = config.widths
-        super().__init__(widths, (4, 8, 16, 32), settings)
         embeds = [Stem(settings.in_chans, widths[0])]
         embeds += [PatchEmbed(*pair, 3, 2, 1) for pair in pairwise(widths)]
         rates = drop_path_rates(settings.drop_path, config.depths)
-        self.stages = nn.ModuleList(
+        stages = (
             Stage(embed, _blocks(config, stage, drop_paths), widths[stage], _BLOCK_EPS)
             for stage, (embed, drop_paths) in enumerate(zip(embeds, rates, strict=True))
         )
-        self.head = PoolHead(widths[-1], settings.num_classes) if settings.has_head else None
-        self.apply(init_transformer)
-
-    def forward_features(self, x: Tensor) -> list[Tensor]:
-        maps = []
-        x = to_nhwc(x)
-        for stage in self.stages:
-            x = stage(x)
-            maps.append(to_nchw(x))
-        return maps
+        super().__init__(None, stages, widths, settings, PoolHead)
 
 
 def build(name: str, settings: Settings, **options: object) -> Shunted:

@@ -20,10 +20,9 @@ from python_ref.layers import (
     WindowAttention,
     drop_path_rates,
     init_linear,
-    to_nchw,
-    to_nhwc,
 )
-from python_ref.models.backbone import Backbone, Settings, configure
+from python_ref.models.backbone import Backbone, Settings, check_stages, configure
+from python_ref.models.pyramid import stage_maps
 
 _PATCH = 4
 MIXERS = ("window", "mrl")
@@ -83,14 +82,8 @@ class Swin(Backbone):
         self.apply(init_linear)
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
-        maps = []
         x = F.pad(x, (0, -x.shape[3] % _PATCH, 0, -x.shape[2] % _PATCH))
-        x = to_nhwc(x)
-        for index, stage in enumerate(self.stages):
-            x = stage(x)
-            name = str(index)
-            maps.append(to_nchw(self.norms[name](x) if name in self.norms else x))
-        return maps
+        return stage_maps(self.stages, x, self.norms)
 
 
 def build(name: str, settings: Settings, **options: object) -> Swin:
@@ -117,10 +110,6 @@ def _mixer(config: SwinConfig, stage: int, number: int) -> nn.Module:
 def _check(config: SwinConfig) -> None:
     if config.mixer not in MIXERS:
         raise ValueError(f"mixer must be one of {', '.join(MIXERS)}, got {config.mixer!r}")
-    if not len(config.widths) == len(config.depths) == len(config.regions) == 4:
-        raise ValueError(
-            "widths, depths and regions must have four entries, one per stage, got "
-            f"{config.widths}, {config.depths} and {config.regions}"
-        )
+    check_stages(4, widths=config.widths, depths=config.depths, regions=config.regions)
     if any(width % config.head_dim for width in config.widths):
         raise ValueError(f"head_dim must divide the widths {config.widths}, got {config.head_dim}")
