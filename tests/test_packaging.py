@@ -3,6 +3,7 @@ work."""
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import os
 import re
@@ -21,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SITE_PACKAGES = Path(sysconfig.get_path("purelib"))
 SECONDS_TO_REFUSE = 30  # of a loaded machine; 3 on a quiet one
 
-# One worker: the tests share the wheel, and two builds of one tree would wait for each other.
+# One worker, where the scheduler honours groups: the tests share the wheel.
 pytestmark = pytest.mark.xdist_group("packaging")
 
 
@@ -39,8 +40,14 @@ def run(*command: object, **environment: str) -> subprocess.CompletedProcess[str
 
 
 def pip(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run pip. Builds of this tree take turns: setuptools clears and fills one folder of it."""
     quiet = ["--disable-pip-version-check", "--no-input"]
-    return run(sys.executable, "-m", "pip", *quiet, *arguments, **environment)
+    lock_file = ROOT / "build" / ".packaging"
+    lock_file.parent.mkdir(exist_ok=True)
+    with open(lock_file, "w") as lock:
+        if ROOT in arguments:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        return run(sys.executable, "-m", "pip", *quiet, *arguments, **environment)
 
 
 def text(result: subprocess.CompletedProcess[str]) -> str:
