@@ -39,6 +39,7 @@ class TokenBlock {
         values_(kTokenBlock),
         queries_(p.G),
         grads_(p.G),
+        is_excluded_(p.excluded ? p.N : 0),
         mask_(kTokenBlock),
         kt_(key_.words * kTokenBlock),
         vt_(p.grad_out.data ? value_.words * kTokenBlock : 0),
@@ -95,16 +96,24 @@ class TokenBlock {
  private:
   // Which tokens, and which of them are no keys: 0 or -inf in each lane.
   void begin(int64_t block) {
-    image_ = block / token_blocks(p_);
+    const int64_t image = block / token_blocks(p_);
+    if (image != image_) mark_excluded(image);
+    image_ = image;
     first_ = block % token_blocks(p_) * kTokenBlock;
     tokens_ = static_cast<int>(std::min<int64_t>(kTokenBlock, p_.N - first_));
     vectors_ = ceil_div(tokens_, kLanes);
-    for (int t = 0; t < kTokenBlock; ++t) mask_[t] = t < tokens_ ? 0.f : -__builtin_inff();
-    const int64_t* exclude = p_.exclude + image_ * p_.excluded;
-    for (int64_t i = 0; i < p_.excluded; ++i) {
-      const int64_t t = exclude[i] - first_;
-      if (t >= 0 && t < tokens_) mask_[t] = -__builtin_inff();
+    for (int t = 0; t < kTokenBlock; ++t) {
+      const bool is_key = t < tokens_ && !(p_.excluded && is_excluded_[first_ + t]);
+      mask_[t] = is_key ? 0.f : -__builtin_inff();
     }
+  }
+
+  // Once per image: its blocks would all have to search the list.
+  void mark_excluded(int64_t image) {
+    if (!p_.excluded) return;
+    for (int64_t t = 0; t < p_.N; ++t) is_excluded_[t] = 0;
+    const int64_t* exclude = p_.exclude + image * p_.excluded;
+    for (int64_t i = 0; i < p_.excluded; ++i) is_excluded_[exclude[i]] = 1;
   }
 
   static void fill(RowAddresses<T>& rows, const AttentionTokens& tokens, int64_t image, int head,
@@ -212,13 +221,14 @@ class TokenBlock {
   const float scale_;
   Prefetcher ahead_;
   RowAddresses<T> keys_, values_, queries_, grads_;
-  AlignedBuffer<float> mask_;     // of each token, added to its scores
-  AlignedBuffer<float> kt_, vt_;  // [word][token]
-  AlignedBuffer<float> inner_;    // keys or values: [token][channel]
-  AlignedBuffer<float> q_, g_;    // queries, gradients of the output: [query][channel]
-  AlignedBuffer<float> s_, ds_;   // scores, then weights; scaled gradients of scores
+  AlignedBuffer<char> is_excluded_;  // of every token of the image
+  AlignedBuffer<float> mask_;        // of each token of the block, added to its scores
+  AlignedBuffer<float> kt_, vt_;     // [word][token]
+  AlignedBuffer<float> inner_;       // keys or values: [token][channel]
+  AlignedBuffer<float> q_, g_;       // queries, gradients of the output: [query][channel]
+  AlignedBuffer<float> s_, ds_;      // scores, then weights; scaled gradients of scores
 
-  int64_t image_ = 0, first_ = 0;
+  int64_t image_ = -1, first_ = 0;
   int tokens_ = 0, vectors_ = 0;
   float delta_[kMaxQueries], lse_[kMaxQueries];
 };
