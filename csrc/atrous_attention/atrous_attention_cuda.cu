@@ -1,44 +1,22 @@
 // Atrous window attention on CUDA: launchers. One launch covers all branches, windows and heads;
 // the kernels gather the rows of a window by index, straight from qkv through its strides.
 // Which windows a block takes: cuda_window.cuh. Tile arithmetic: cuda_tile.cuh.
+#include "../common/attention/cuda_dtype.cuh"
 #include "cuda_launch.cuh"
-
-namespace hybrid {
-namespace {
-
-constexpr int kInvalidValue = 1;  // cudaErrorInvalidValue
-
-// call(a value of the data type)
-template <class Call>
-auto by_dtype(const AtrousAttentionParams* p, const Call& call) -> decltype(call(float())) {
-  switch (p->dtype) {
-    case DType::f32:
-      return call(float());
-    case DType::bf16:
-      return call(__nv_bfloat16());
-    case DType::f16:
-      return call(__half());
-    default:
-      return kInvalidValue;
-  }
-}
-
-}  // namespace
-}  // namespace hybrid
 
 using namespace hybrid;
 
 extern "C" int64_t hk_atrous_attention_workspace_bytes(const AtrousAttentionParams* p) {
-  return by_dtype(p,
+  return by_dtype(p->dtype,
                   [&](auto type) { return atrous_attention_workspace_bytes<decltype(type)>(*p); });
 }
 
 extern "C" int hk_atrous_attention_forward(const AtrousAttentionParams* p, void* stream) {
-  return by_dtype(p,
+  return by_dtype(p->dtype,
                   [&](auto type) { return atrous_attention_forward<decltype(type)>(*p, stream); });
 }
 
 extern "C" int hk_atrous_attention_backward(const AtrousAttentionParams* p, void* stream) {
-  return by_dtype(p,
+  return by_dtype(p->dtype,
                   [&](auto type) { return atrous_attention_backward<decltype(type)>(*p, stream); });
 }

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import register_flop_formula
 
@@ -61,6 +62,33 @@ def require(ok: bool, message: str) -> None:
     """Raise ``ValueError(message)`` unless ``ok``."""
     if not ok:
         raise ValueError(message)
+
+
+def require_tensor(
+    op: str,
+    name: str,
+    tensor: Tensor,
+    shapes: Sequence[Sequence[int]],
+    meaning: str,
+    dtype: torch.dtype,
+    other: tuple[str, Tensor],
+) -> None:
+    """Raise ``ValueError`` unless a tensor has one of the shapes, the dtype, and other's device."""
+    require(
+        any(tuple(tensor.shape) == tuple(shape) for shape in shapes),
+        f"{op}: {name} has shape {tuple(tensor.shape)}; expected "
+        f"{' or '.join(str(tuple(shape)) for shape in shapes)} = {meaning}",
+    )
+    require(
+        tensor.dtype == dtype,
+        f"{op}: {name} has {tensor.dtype}; expected {dtype}; convert it with .to({dtype})",
+    )
+    other_name, like = other
+    require(
+        tensor.device == like.device,
+        f"{op}: {name} is on {tensor.device} but {other_name} is on {like.device}; move them to "
+        "one device",
+    )
 
 
 def _no_derivative(name: str) -> Callable:

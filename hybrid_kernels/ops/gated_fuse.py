@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ._registration import register, require
+from ._registration import register, require, require_tensor
 
 MAX_BRANCHES = 8
 
@@ -143,20 +143,7 @@ def _check(x, m, weight, bias, scale, residual):
 
 
 def _check_tensor(name, tensor, x, shapes, meaning, dtype):
-    op = "gated_fuse"
-    require(
-        any(tuple(tensor.shape) == tuple(shape) for shape in shapes),
-        f"{op}: {name} has shape {tuple(tensor.shape)}; expected "
-        f"{' or '.join(str(tuple(shape)) for shape in shapes)} = {meaning}",
-    )
-    require(
-        tensor.dtype == dtype,
-        f"{op}: {name} has {tensor.dtype}; expected {dtype}; convert it with .to({dtype})",
-    )
-    require(
-        tensor.device == x.device,
-        f"{op}: {name} is on {tensor.device} but x is on {x.device}; move them to one device",
-    )
+    require_tensor("gated_fuse", name, tensor, shapes, meaning, dtype, ("x", x))
 
 
 def _check_backward(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ._registration import register, require
+from ._registration import register, require, require_tensor
 
 MAX_SEGMENTS = 3
 MAX_HEAD_WIDTH = 128
@@ -145,19 +145,7 @@ def _check_width(name, width):
 
 
 def _check_tensor(name, tensor, q, shape, meaning):
-    op = "multiscale_attention"
-    require(
-        tuple(tensor.shape) == shape,
-        f"{op}: {name} has shape {tuple(tensor.shape)}; expected {shape} = {meaning}",
-    )
-    require(
-        tensor.dtype == q.dtype,
-        f"{op}: {name} has {tensor.dtype}; expected {q.dtype}; convert it with .to({q.dtype})",
-    )
-    require(
-        tensor.device == q.device,
-        f"{op}: {name} is on {tensor.device} but q is on {q.device}; move them to one device",
-    )
+    require_tensor("multiscale_attention", name, tensor, [shape], meaning, q.dtype, ("q", q))
 
 
 def _check_backward(grad_out, q, ks, vs, out, lse, scale, need_q, need_ks, need_vs):

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from ._registration import register, require
+from ._registration import register, require, require_tensor
 
 MAX_QUERIES = 16
 MAX_HEAD_WIDTH = 128
@@ -153,19 +153,7 @@ def _check_exclude(exclude, k):
 
 
 def _check_tensor(name, tensor, k, shape, meaning):
-    op = "single_query_attention"
-    require(
-        tuple(tensor.shape) == shape,
-        f"{op}: {name} has shape {tuple(tensor.shape)}; expected {shape} = {meaning}",
-    )
-    require(
-        tensor.dtype == k.dtype,
-        f"{op}: {name} has {tensor.dtype}; expected {k.dtype}; convert it with .to({k.dtype})",
-    )
-    require(
-        tensor.device == k.device,
-        f"{op}: {name} is on {tensor.device} but k is on {k.device}; move them to one device",
-    )
+    require_tensor("single_query_attention", name, tensor, [shape], meaning, k.dtype, ("k", k))
 
 
 def _check_backward(grad_out, query, k, v, out, lse, scale, exclude, need_query, need_k, need_v):

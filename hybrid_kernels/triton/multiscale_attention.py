@@ -18,7 +18,14 @@ import triton.language as tl
 from torch import Tensor
 
 from hybrid_kernels.triton.launch import check_dtype, check_index, launch, settings
-from hybrid_kernels.triton.token_rows import LN_2, LOG2_E, load_rows, store_rows
+from hybrid_kernels.triton.token_rows import (
+    LN_2,
+    LOG2_E,
+    load_rows,
+    new_like,
+    rows_of,
+    store_rows,
+)
 
 
 @triton.jit
@@ -175,7 +182,7 @@ def multiscale_attention(
     B, N, h, _ = q.shape
     out = torch.empty((B, N, h, vs[0].shape[3]), dtype=q.dtype, device=q.device)
     lse = torch.empty((B, h, N), dtype=torch.float32, device=q.device)
-    _launch("forward", forward, N, q, ks, vs, _segments(ks, vs), _rows(out), lse, scale)
+    _launch("forward", forward, N, q, ks, vs, _segments(ks, vs), rows_of(out), lse, scale)
     return out, lse
 
 
@@ -196,17 +203,19 @@ def multiscale_attention_backward(
     What is not needed comes back with shape (0,). Raises RuntimeError for float64.
     """
     check_dtype("q", q)
-    saved = (_rows(grad_out), _rows(out), lse.contiguous())
-    grad_q, grad_ks, grad_vs = _new(q, need_q), [], []
+    saved = (rows_of(grad_out), rows_of(out), lse.contiguous())
+    grad_q, grad_ks, grad_vs = new_like(q, need_q), [], []
     if need_q:
         segments = _segments(ks, vs)
-        _launch("by_query", by_query, q.shape[1], q, ks, vs, segments, saved, _rows(grad_q), scale)
+        _launch(
+            "by_query", by_query, q.shape[1], q, ks, vs, segments, saved, rows_of(grad_q), scale
+        )
     for k, v, need_k, need_v in zip(ks, vs, need_ks, need_vs, strict=True):
-        grad_ks.append(_new(k, need_k))
-        grad_vs.append(_new(v, need_v))
+        grad_ks.append(new_like(k, need_k))
+        grad_vs.append(new_like(v, need_v))
         if not need_k and not need_v:
             continue
-        grads = (_rows(g) if g.ndim == 4 else None for g in (grad_ks[-1], grad_vs[-1]))
+        grads = (rows_of(g) if g.ndim == 4 else None for g in (grad_ks[-1], grad_vs[-1]))
         (segment,) = _segments([k], [v])
         _launch("by_key", by_key, k.shape[1], q, ks, vs, segment, saved, *grads, scale)
     return grad_q, grad_ks, grad_vs
@@ -234,7 +243,7 @@ def _launch(
         kernel,
         B * h * triton.cdiv(count, tile),
         q,
-        _rows(q),
+        rows_of(q),
         *inputs,
         N,
         h,
@@ -247,14 +256,5 @@ def _launch(
     )
 
 
-def _rows(x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
-    return x, x.stride()
-
-
 def _segments(ks: Sequence[Tensor], vs: Sequence[Tensor]) -> tuple:
-    return tuple((_rows(k), _rows(v), k.shape[1]) for k, v in zip(ks, vs, strict=True))
-
-
-def _new(x: Tensor, needed: bool) -> Tensor:
-    shape = x.shape if needed else (0,)
-    return torch.empty(shape, dtype=x.dtype, device=x.device)
+    return tuple((rows_of(k), rows_of(v), k.shape[1]) for k, v in zip(ks, vs, strict=True))

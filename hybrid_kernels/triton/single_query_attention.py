@@ -14,7 +14,14 @@ import triton.language as tl
 from torch import Tensor
 
 from hybrid_kernels.triton.launch import check_dtype, check_index, launch, settings
-from hybrid_kernels.triton.token_rows import LN_2, LOG2_E, load_rows, store_rows
+from hybrid_kernels.triton.token_rows import (
+    LN_2,
+    LOG2_E,
+    load_rows,
+    new_like,
+    rows_of,
+    store_rows,
+)
 
 TILE = 16  # queries of a program: the least that a matrix product takes
 
@@ -175,11 +182,11 @@ def single_query_attention(
     sizes, runs, chosen = _plan("forward", k, v)
     channels = sizes["VALUE_CHANNELS"]
     partial = torch.empty((B, h, runs, TILE, 2 + channels), dtype=torch.float32, device=k.device)
-    inputs = (_queries(query, k), _rows(k), _rows(v), _mask(exclude, k))
+    inputs = (_queries(query, k), rows_of(k), rows_of(v), _mask(exclude, k))
     numbers = (G, h, N, runs, scale)
     launch(forward, B * h * runs, k, *inputs, partial, *numbers, **sizes, **chosen)
     sizes = {name: sizes[name] for name in ("DV", "VALUE_CHANNELS", "QUERIES")}
-    launch(merge, B * h, k, partial, _rows(out), lse, G, h, runs, **sizes)
+    launch(merge, B * h, k, partial, rows_of(out), lse, G, h, runs, **sizes)
     return out, lse
 
 
@@ -208,15 +215,15 @@ def single_query_attention_backward(
     if need_query:
         shape = (B, h, runs, TILE, sizes["CHANNELS"])
         partial = torch.empty(shape, dtype=torch.float32, device=k.device)
-    grad_k, grad_v = _new(k, need_k), _new(v, need_v)
-    inputs = (_queries(query, k), _rows(k), _rows(v), _mask(exclude, k))
-    saved = (_rows(grad_out), _rows(out), lse.contiguous())
-    grads = (_rows(grad_k) if need_k else None, _rows(grad_v) if need_v else None)
+    grad_k, grad_v = new_like(k, need_k), new_like(v, need_v)
+    inputs = (_queries(query, k), rows_of(k), rows_of(v), _mask(exclude, k))
+    saved = (rows_of(grad_out), rows_of(out), lse.contiguous())
+    grads = (rows_of(grad_k) if need_k else None, rows_of(grad_v) if need_v else None)
     numbers = (G, h, N, runs, scale)
     if need_query or need_k or need_v:
         arguments = (*inputs, saved, *grads, partial, *numbers)
         launch(backward, B * h * runs, k, *arguments, **sizes, **chosen)
-    grad_query = _new(query, False)
+    grad_query = new_like(query, False)
     if partial is not None:
         over = (0, 2) if query.ndim == 3 else 2  # torch sums in a fixed order
         grad_query = partial[..., :G, :d].sum(dim=over).transpose(-3, -2).to(query.dtype)
@@ -239,7 +246,7 @@ def _plan(kernel: str, k: Tensor, v: Tensor) -> tuple[dict[str, int], int, dict[
 
 
 def _queries(query: Tensor, k: Tensor) -> tuple[Tensor, tuple[int, ...]]:
-    return _rows(query if query.ndim == 4 else query.expand(k.shape[0], -1, -1, -1))
+    return rows_of(query if query.ndim == 4 else query.expand(k.shape[0], -1, -1, -1))
 
 
 def _mask(exclude: Tensor | None, k: Tensor) -> Tensor | None:
@@ -248,11 +255,3 @@ def _mask(exclude: Tensor | None, k: Tensor) -> Tensor | None:
         return None
     mask = torch.zeros(k.shape[:2], dtype=torch.int8, device=k.device)
     return mask.scatter_(1, exclude.long(), 1)
-
-
-def _rows(x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
-    return x, x.stride()
-
-
-def _new(x: Tensor, needed: bool) -> Tensor:
-    return torch.empty(x.shape if needed else (0,), dtype=x.dtype, device=x.device)
