@@ -17,7 +17,8 @@ torch is never imported: only its headers and libraries are used, and only its s
 library serves every Python and every torch >= 2.10.
 
 Environment: CXX, CUDA_HOME, HYBRID_TORCH_DIR (the folder of the torch package),
-HYBRID_CUDA=auto|0|1, HYBRID_CUDA_ARCHS="80;90;100", MAX_JOBS.
+HYBRID_CUDA=auto|0|1, HYBRID_CUDA_ARCHS="80;90;100", MAX_JOBS,
+HYBRID_CPU_ISAS="avx2;avx512_bf16" (with the baseline; fewer compile sooner).
 """
 
 from __future__ import annotations
@@ -58,8 +59,22 @@ X86_ISAS = {
     "avx512": _AVX512,
     "avx512_bf16": [*_AVX512, "-mavx512bf16"],
 }
-CPU_ISAS = X86_ISAS if platform.machine() in ("x86_64", "AMD64") else {"baseline": []}
+ALL_CPU_ISAS = X86_ISAS if platform.machine() in ("x86_64", "AMD64") else {"baseline": []}
 
+
+def _cpu_isas() -> dict[str, list[str]]:
+    """Flags of the instruction sets to build: HYBRID_CPU_ISAS and the baseline, or all."""
+    named = os.environ.get("HYBRID_CPU_ISAS")
+    wanted = {"baseline", *named.split(";")} if named else set(ALL_CPU_ISAS)
+    if unknown := wanted - set(ALL_CPU_ISAS):
+        expected = ";".join(ALL_CPU_ISAS)
+        sys.exit(f"error: HYBRID_CPU_ISAS={named}: {unknown} unknown; expected some of {expected}.")
+    return {isa: flags for isa, flags in ALL_CPU_ISAS.items() if isa in wanted}
+
+
+CPU_ISAS = _cpu_isas()
+# For the files that choose between the sets at run time.
+BUILT_ISAS = sum(1 << i for i, isa in enumerate(ALL_CPU_ISAS) if isa in CPU_ISAS)
 
 CUDA_ARCHS = ["80", "90", "100"]
 
@@ -252,6 +267,7 @@ def _write_rules(ninja, library: Library) -> None:
     torch_flags = ["-I.", f"-isystem{torch}/include"]
     torch_flags += [f"-isystem{torch}/include/torch/csrc/api/include"]
     torch_flags += [f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}"]
+    torch_flags += [f"-DHYBRID_BUILT_ISAS={BUILT_ISAS}"]
     link_flags = [f"-L{torch}/lib", "-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu", "-ldl"]
     link_flags += ["-lpthread", "-Wl,--exclude-libs,ALL", "-Wl,--no-undefined"]
     if library.cuda:

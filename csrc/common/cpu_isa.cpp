@@ -25,23 +25,29 @@ Isa highest_isa() {
 #endif
 }
 
-// The named set, or -1 where the name is unknown or the CPU lacks it.
+Isa highest_usable_isa() {
+  int isa = static_cast<int>(highest_isa());
+  while (!isa_built(static_cast<Isa>(isa))) --isa;  // the baseline always is
+  return static_cast<Isa>(isa);
+}
+
+// The named set, or -1 where the name is unknown or the CPU or this library lacks it.
 int usable_isa(const char* name) {
   for (int i = 0; i <= static_cast<int>(highest_isa()); ++i)
-    if (std::strcmp(name, kNames[i]) == 0) return i;
+    if (isa_built(static_cast<Isa>(i)) && std::strcmp(name, kNames[i]) == 0) return i;
   return -1;
 }
 
 Isa initial_isa() {
   const char* wish = std::getenv("HYBRID_KERNELS_CPU_ISA");
-  if (!wish || !*wish) return highest_isa();
+  if (!wish || !*wish) return highest_usable_isa();
   const int isa = usable_isa(wish);
   if (isa >= 0) return static_cast<Isa>(isa);
   std::fprintf(stderr,
                "hybrid_kernels: HYBRID_KERNELS_CPU_ISA=%s: expected one of baseline, avx2, avx512, "
-               "avx512_bf16 that this CPU has; using %s.\n",
-               wish, kNames[static_cast<int>(highest_isa())]);
-  return highest_isa();
+               "avx512_bf16 that this CPU and this build have; using %s.\n",
+               wish, kNames[static_cast<int>(highest_usable_isa())]);
+  return highest_usable_isa();
 }
 
 std::atomic<Isa>& isa_in_use() {

@@ -14,33 +14,45 @@
 // copy that the linker keeps for everybody. So all code behind a table has internal linkage.
 #pragma once
 
+// The sets that this library has, one bit each: build.py's HYBRID_CPU_ISAS.
+#if !defined(HYBRID_BUILT_ISAS)
+#if defined(__x86_64__)
+#define HYBRID_BUILT_ISAS 0b1111
+#else
+#define HYBRID_BUILT_ISAS 0b0001
+#endif
+#endif
+
 namespace hybrid {
 
 // In ascending order: each set includes the ones before it.
 enum class Isa : int { baseline = 0, avx2 = 1, avx512 = 2, avx512_bf16 = 3 };
 
-// The highest set that this CPU has and that HYBRID_KERNELS_CPU_ISA allows.
+constexpr bool isa_built(Isa isa) { return HYBRID_BUILT_ISAS >> static_cast<int>(isa) & 1; }
+
+// The highest set that was built, that this CPU has and that HYBRID_KERNELS_CPU_ISA allows.
 Isa cpu_isa();
 
 // An op's table for one instruction set; Table is the op's own struct of function pointers.
 template <class Table, Isa isa>
 const Table& cpu_table();
 
-// The table of the instruction set in use.
+// The table of the instruction set in use, which is one of those built.
 template <class Table>
 const Table& cpu_table() {
-#if defined(__x86_64__)
   switch (cpu_isa()) {
     case Isa::avx512_bf16:
-      return cpu_table<Table, Isa::avx512_bf16>();
+      if constexpr (isa_built(Isa::avx512_bf16)) return cpu_table<Table, Isa::avx512_bf16>();
+      break;
     case Isa::avx512:
-      return cpu_table<Table, Isa::avx512>();
+      if constexpr (isa_built(Isa::avx512)) return cpu_table<Table, Isa::avx512>();
+      break;
     case Isa::avx2:
-      return cpu_table<Table, Isa::avx2>();
+      if constexpr (isa_built(Isa::avx2)) return cpu_table<Table, Isa::avx2>();
+      break;
     case Isa::baseline:
       break;
   }
-#endif
   return cpu_table<Table, Isa::baseline>();
 }
 
@@ -50,7 +62,7 @@ const Table& cpu_table() {
 extern "C" {
 // "baseline", "avx2", "avx512" or "avx512_bf16".
 const char* hybrid_cpu_isa();
-// Uses the named set from now on; 0, or -1 and no change where the CPU lacks it or the name is
-// unknown. Not while an op runs.
+// Uses the named set from now on; 0, or -1 and no change where the CPU or the library
+// lacks it or the name is unknown. Not while an op runs.
 int hybrid_set_cpu_isa(const char* name);
 }

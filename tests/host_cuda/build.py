@@ -159,6 +159,7 @@ def _torch_flags(emulated: bool) -> list[str]:
     flags = [*native.CXX_FLAGS, f"-I{CSRC}", f"-isystem{torch}/include"]
     flags += [f"-isystem{torch}/include/torch/csrc/api/include"]
     flags += [f"-DTORCH_TARGET_VERSION={native.TORCH_TARGET_VERSION}"]
+    flags += [f"-DHYBRID_BUILT_ISAS={native.BUILT_ISAS}"]
     return [*flags, "-DHYBRID_WITH_CUDA", "-DHYBRID_HOST_EMULATOR"] if emulated else flags
 
 
