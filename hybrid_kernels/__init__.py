@@ -12,6 +12,12 @@ from .ops import (
     multiscale_attention,
     single_query_attention,
 )
+from .output_cache import (
+    empty_output_cache,
+    limit_from_environment,
+    output_cache_info,
+    set_output_cache,
+)
 
 __version__ = "0.1.0"
 __all__ = [
@@ -20,15 +26,19 @@ __all__ = [
     "atrous_merge",
     "atrous_partition",
     "create_model",
+    "empty_output_cache",
     "gated_fuse",
     "get_backend",
     "list_models",
     "load_weights",
     "multiscale_attention",
+    "output_cache_info",
     "save_weights",
     "set_backend",
+    "set_output_cache",
     "single_query_attention",
     "use_backend",
 ]
 
 set_backend(os.environ.get("HYBRID_KERNELS_BACKEND", "auto"))
+limit_from_environment()

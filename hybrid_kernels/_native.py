@@ -52,6 +52,10 @@ def _load(path: Path) -> ctypes.CDLL:
     library.hybrid_cpu_isa.restype = ctypes.c_char_p
     library.hybrid_set_cpu_isa.argtypes = [ctypes.c_char_p]
     library.hybrid_set_cpu_isa.restype = ctypes.c_int
+    library.hybrid_set_output_cache_limit.argtypes = [ctypes.c_uint64]
+    library.hybrid_set_output_cache_limit.restype = None
+    library.hybrid_output_cache_limit.restype = ctypes.c_uint64
+    library.hybrid_output_cache_kept.restype = ctypes.c_uint64
     return library
 
 

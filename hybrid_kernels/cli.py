@@ -78,9 +78,16 @@ def _facts_table(facts: dict) -> Table:
     table.add_row("processor", f"{cpu['model']}, {cpu['threads']} threads")
     available = ", ".join(cpu["isas_available"])
     table.add_row("instruction set", f"{cpu['isa_in_use']} in use; available: {available}")
+    table.add_row("output cache", _output_cache_text(cpu["output_cache"]))
     gpus = [f"{gpu['name']} ({gpu['arch']}, {gpu['memory_gb']} GB)" for gpu in facts["gpus"]]
     table.add_row("GPU", "; ".join(gpus) or "none")
     return table
+
+
+def _output_cache_text(cache: dict) -> str:
+    if not cache["supported"]:
+        return "none: torch >= 2.11 is needed, so large CPU outputs are fresh memory every time"
+    return f"keeps up to {cache['limit_mb']:g} MiB of freed CPU outputs"
 
 
 @main.command(epilog=EXIT_CODES)

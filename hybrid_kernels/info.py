@@ -1,5 +1,6 @@
 """What is installed, built and running: the facts behind ``hybrid-kernels info``."""
 
+import dataclasses
 import importlib.metadata
 import importlib.util
 import platform
@@ -10,6 +11,7 @@ import torch
 
 from . import _native, backends
 from .nn import fused_ops
+from .output_cache import output_cache_info
 
 
 def gather() -> dict[str, Any]:
@@ -35,6 +37,7 @@ def gather() -> dict[str, Any]:
             "isa_in_use": _native.cpu_isa(),
             "isas_available": available_isas(),
             "isas_built": build["cpu_isas"],
+            "output_cache": dataclasses.asdict(output_cache_info()),
         },
         "gpus": [_gpu(index) for index in range(torch.cuda.device_count())],
         "backend": backends.get_backend(),

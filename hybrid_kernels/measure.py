@@ -10,6 +10,8 @@ from typing import TypeVar
 
 import torch
 
+from .output_cache import empty_output_cache
+
 L2_FLUSH_BYTES = 256 << 20  # more than the L2 cache of any GPU
 
 Result = TypeVar("Result")
@@ -39,6 +41,7 @@ class Clock:
     def peak_bytes(self, call: Callable[[], object]) -> int:
         """Memory that `call` needs at its height beyond what was there before, by resident size."""
         gc.collect()
+        empty_output_cache()
         ctypes.CDLL(None).malloc_trim(0)  # else pages of freed tensors would be used unseen
         with open("/proc/self/clear_refs", "w") as file:
             file.write("5")  # the high-water mark falls to the present size

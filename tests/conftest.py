@@ -6,11 +6,17 @@ import harness
 import model_suite
 import pytest
 
+import hybrid_kernels
+
 if os.environ.get("TRITON_INTERPRET") == "1":
     import triton_interpreter
 
     triton_interpreter.repair_bfloat16()
     triton_interpreter.guard_memory()
+
+# An output in memory that an earlier run has used would hold the right values even where a kernel
+# forgets to write them. test_output_cache.py switches it on.
+hybrid_kernels.set_output_cache(0)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -13,7 +13,8 @@
 #include <string>
 #include <vector>
 
-#include "large_alloc.h"
+#include "output_cache.h"
+#include "stable_blob.h"
 #include "types.h"
 
 namespace hybrid {
@@ -122,15 +123,16 @@ void copy_strides(const Tensor& t, int64_t (&strides)[N]) {
   for (size_t i = 0; i < N; ++i) strides[i] = t.stride(static_cast<int64_t>(i));
 }
 
-// An uninitialised tensor on `like`'s device. Large ones on the CPU may ask for huge pages before
-// the kernel's threads write them.
+// An uninitialised tensor on `like`'s device; a large one on the CPU in memory that is kept.
 inline Tensor empty_like_type(const Tensor& like, const std::vector<int64_t>& sizes,
                               ScalarType type) {
-  constexpr size_t kLarge = size_t{4} << 20;
-  Tensor t = torch::stable::new_empty(like, sizes, type);
-  const size_t bytes = static_cast<size_t>(t.numel()) * element_bytes(type);
-  if (t.is_cpu() && bytes >= kLarge) advise_huge_pages(t.mutable_data_ptr(), bytes);
-  return t;
+  if (like.is_cpu()) {
+    size_t bytes = element_bytes(type);
+    for (const int64_t size : sizes) bytes *= static_cast<size_t>(size);
+    if (void* block = take_output_block(bytes))
+      return cpu_blob(block, sizes, type, release_output_block);
+  }
+  return torch::stable::new_empty(like, sizes, type);
 }
 
 }  // namespace hybrid
