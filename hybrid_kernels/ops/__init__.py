@@ -2,6 +2,7 @@
 
 from .atrous_attention import atrous_attention
 from .atrous_partition import atrous_merge, atrous_partition
+from .conv_attention import conv_attention
 from .gated_fuse import gated_fuse
 from .multiscale_attention import multiscale_attention
 from .single_query_attention import single_query_attention
@@ -10,6 +11,7 @@ __all__ = [
     "atrous_attention",
     "atrous_merge",
     "atrous_partition",
+    "conv_attention",
     "gated_fuse",
     "multiscale_attention",
     "single_query_attention",

@@ -1,0 +1,108 @@
+// The pixels that a step of windows sees, beyond the edges of the map too, in the arithmetic's type:
+// each head's channels rounded up to whole vectors, zeros outside.
+#pragma once
+
+#include <string.h>
+
+#include "../common/aligned_buffer.h"
+#include "../common/arithmetic.h"
+#include "conv_attention.h"
+
+namespace hybrid {
+namespace HYBRID_ISA {
+namespace {
+
+constexpr int64_t kBufferBytes = 48 << 10;  // of a buffer: several of them fit into a level-2 cache
+
+// A step: some rows of windows of one image, or all of several small images.
+template <class T>
+struct StepLayout {
+  int64_t channels, pixel, columns, row;  // per head; per pixel; per row in pixels, in elements
+  int64_t window_rows, images;            // per step
+  int64_t rows, image;                    // per image, in elements
+
+  explicit StepLayout(const ConvAttentionParams& p)
+      : channels(whole_vectors<T>(p.d)),
+        pixel(p.h * channels),
+        columns(p.W2 * p.stride + p.kernel - 1),
+        row(columns * pixel) {
+    const int64_t budget = kBufferBytes / int64_t{sizeof(typename Arithmetic<T>::Scalar)};
+    window_rows = (budget / row - p.kernel + 1) / p.stride;
+    window_rows = window_rows < 1 ? 1 : window_rows < p.H2 ? window_rows : p.H2;
+    rows = pixel_rows(p, window_rows);
+    image = rows * row;
+    images = window_rows < p.H2 || budget < image ? 1 : budget / image;
+  }
+
+  // Rows from the first of some windows to the first of the windows after them, and what these
+  // share with them: every pixel up to the edge is among the rows and columns.
+  static int64_t pixel_rows(const ConvAttentionParams& p, int64_t windows) {
+    return windows * p.stride + p.kernel - 1;
+  }
+};
+
+template <class T>
+class PixelBuffer {
+ public:
+  using Scalar = typename Arithmetic<T>::Scalar;
+
+  PixelBuffer(const ConvAttentionParams& p, const StepLayout<T>& layout, bool needed)
+      : p_(p), layout_(layout), data_(needed ? layout.images * layout.image : 0) {}
+
+  Scalar* data() const { return data_; }
+
+  // Rows [begin, end) of an image's pixels, where row 0 is row `first` of the map.
+  void read(const ConvAttentionMap& map, int64_t place, int64_t image, int64_t first, int64_t begin,
+            int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      clear(place, r, r + 1);
+      const int64_t y = first + r;
+      if (y < 0 || y >= p_.H) continue;
+      const T* from = static_cast<const T*>(map.data) + image * map.stride[0] + y * map.stride[1];
+      Scalar* to = row(place, r) + p_.padding * layout_.pixel;
+      for (int64_t x = 0; x < p_.W; ++x, from += map.stride[2], to += layout_.pixel)
+        for (int n = 0; n < p_.h; ++n)
+          for_each_vector<T>(p_.d, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
+            store(to + n * layout_.channels + c, load_lanes(from + n * p_.d + c, lanes));
+          });
+    }
+  }
+
+  // Those of the rows that lie in rows [own_begin, own_end) of the map.
+  void write(void* map, int64_t place, int64_t image, int64_t first, int64_t end, int64_t own_begin,
+             int64_t own_end) const {
+    for (int64_t r = 0; r < end; ++r) {
+      const int64_t y = first + r;
+      if (y < own_begin || y >= own_end) continue;
+      const Scalar* from = row(place, r) + p_.padding * layout_.pixel;
+      T* to = static_cast<T*>(map) + (image * p_.H + y) * p_.W * p_.C;
+      for (int64_t x = 0; x < p_.W; ++x, from += layout_.pixel, to += p_.C)
+        for (int n = 0; n < p_.h; ++n)
+          for_each_vector<T>(p_.d, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
+            store_lanes(to + n * p_.d + c, load(from + n * layout_.channels + c), lanes);
+          });
+    }
+  }
+
+  void clear(int64_t place, int64_t begin, int64_t end) {
+    memset(row(place, begin), 0, (end - begin) * layout_.row * sizeof(Scalar));
+  }
+
+  // Rows [begin, begin + count) become the first ones.
+  void slide(int64_t begin, int64_t count) {
+    memmove(data_, row(0, begin), count * layout_.row * sizeof(Scalar));
+  }
+
+ private:
+  Scalar* row(int64_t place, int64_t r) const {
+    return data_ + place * layout_.image + r * layout_.row;
+  }
+
+  const ConvAttentionParams& p_;
+  const StepLayout<T>& layout_;
+  AlignedBuffer<Scalar> data_;
+};
+
+}  // namespace
+}  // namespace HYBRID_ISA
+}  // namespace hybrid

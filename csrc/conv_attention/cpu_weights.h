@@ -1,0 +1,121 @@
+// Weights of as many windows (or heads of windows) as a vector has lanes: logits are transposed on
+// the way in, so that the softmax runs over whole vectors, and gradients on the way out.
+#pragma once
+
+#include "../common/aligned_buffer.h"
+#include "../common/arithmetic.h"
+
+namespace hybrid {
+namespace HYBRID_ISA {
+namespace {
+
+// float64 has vectors of one element.
+inline void transpose(double (&)[1]) {}
+inline double sums(const double (&rows)[1]) { return rows[0]; }
+
+// Matrices of slots x slots, one per lane: element e of lane l lies at [e * kCount + l].
+template <class T>
+class LaneMatrices {
+ public:
+  using Scalar = typename Arithmetic<T>::Scalar;
+  using V = typename Arithmetic<T>::Vector;
+  static constexpr int kCount = Arithmetic<T>::kCount;
+
+  explicit LaneMatrices(int slots)
+      : slots_(slots), elements_(slots * slots), data_(elements_ * kCount) {}
+
+  const Scalar* lane(int l) const { return data_ + l; }
+
+  // From `count` matrices that lie `stride` apart; the lanes beyond repeat the last one.
+  template <class E>
+  void load_from(const E* first, int64_t stride, int count) {
+    for_each_block([&](int e, int width) __attribute__((always_inline)) {
+      V rows[kCount];
+#pragma GCC unroll 16
+      for (int l = 0; l < kCount; ++l) {
+        const E* row = first + (l < count ? l : count - 1) * stride + e;
+        rows[l] = width == kCount ? load(row) : load_first(row, width);
+      }
+      transpose(rows);
+#pragma GCC unroll 16
+      for (int i = 0; i < kCount; ++i)
+        if (i < width) store(at(e + i), rows[i]);
+    });
+  }
+
+  template <class E>
+  void store_to(E* first, int64_t stride, int count) const {
+    for_each_block([&](int e, int width) __attribute__((always_inline)) {
+      V rows[kCount];
+#pragma GCC unroll 16
+      for (int i = 0; i < kCount; ++i) rows[i] = i < width ? load(at(e + i)) : broadcast(Scalar(0));
+      transpose(rows);
+#pragma GCC unroll 16
+      for (int l = 0; l < kCount; ++l) {
+        if (l >= count) break;
+        E* row = first + l * stride + e;
+        width == kCount ? store(row, rows[l]) : store_first(row, rows[l], width);
+      }
+    });
+  }
+
+  // Logits -> softmax of scale * logits, row by row. kSlots: 9, or 0 for any number.
+  template <int kSlots>
+  void softmax(double scale) {
+    const int slots = kSlots ? kSlots : slots_;
+    const V factor = broadcast(static_cast<Scalar>(scale * 1.4426950408889634));
+    for (int p = 0; p < slots; ++p) {
+      Scalar* row = at(p * slots);
+      V largest = load(row) * factor, sum = broadcast(Scalar(0));
+#pragma GCC unroll 9
+      for (int q = 1; q < slots; ++q) largest = max(largest, load(row + q * kCount) * factor);
+#pragma GCC unroll 9
+      for (int q = 0; q < slots; ++q) {
+        const V x = exp2(load(row + q * kCount) * factor - largest);
+        sum = sum + x;
+        store(row + q * kCount, x);
+      }
+      const V share = broadcast(Scalar(1)) / sum;
+#pragma GCC unroll 9
+      for (int q = 0; q < slots; ++q) store(row + q * kCount, load(row + q * kCount) * share);
+    }
+  }
+
+  // Gradients of these weights -> gradients of the logits.
+  template <int kSlots>
+  void softmax_backward(const LaneMatrices& weights, double scale) {
+    const int slots = kSlots ? kSlots : slots_;
+    const V factor = broadcast(static_cast<Scalar>(scale));
+    for (int p = 0; p < slots; ++p) {
+      Scalar* row = at(p * slots);
+      const Scalar* weight = weights.at(p * slots);
+      V mean = broadcast(Scalar(0));
+#pragma GCC unroll 9
+      for (int q = 0; q < slots; ++q)
+        mean = fma(load(weight + q * kCount), load(row + q * kCount), mean);
+#pragma GCC unroll 9
+      for (int q = 0; q < slots; ++q) {
+        const V a = load(weight + q * kCount) * factor;
+        store(row + q * kCount, a * (load(row + q * kCount) - mean));
+      }
+    }
+  }
+
+ private:
+  Scalar* at(int element) const { return data_ + element * kCount; }
+
+  // body(first element, how many): whole vectors, of which the last overlaps the one before.
+  template <class Body>
+  void for_each_block(const Body& body) const {
+    if (elements_ < kCount) return body(0, elements_);
+    for (int e = 0; e < elements_; e += kCount)
+      body(e + kCount <= elements_ ? e : elements_ - kCount, kCount);
+  }
+
+  const int slots_, elements_;
+  AlignedBuffer<Scalar> data_;
+};
+
+}  // namespace
+}  // namespace HYBRID_ISA
+}  // namespace hybrid

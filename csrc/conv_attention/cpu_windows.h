@@ -1,0 +1,213 @@
+// Convolutional attention over a chunk of windows, step by step.
+//
+// A worker holds the pixels of a step in buffers that stay in its caches. Windows take their values
+// from one buffer and add their results up in another, in ascending order, so that no two workers
+// ever add to the same pixel: a chunk owns rows of the map, and also computes the windows above them
+// that reach into them.
+#pragma once
+
+#include "cpu_pixels.h"
+#include "cpu_weights.h"
+
+namespace hybrid {
+namespace HYBRID_ISA {
+namespace {
+
+constexpr int64_t kBandRows = 16;       // rows of windows in a chunk, of a large image
+constexpr int64_t kChunkWindows = 256;  // windows (of every head) in a chunk of small images
+
+// What a launch is cut into: bands of one image, or whole small images.
+struct ChunkCut {
+  int64_t bands, images, chunks;  // per image; per chunk; in all
+
+  explicit ChunkCut(const ConvAttentionParams& p)
+      : bands(ceil_div(p.H2, kBandRows)),
+        images(bands > 1 ? 1 : ceil_div(kChunkWindows, p.H2 * p.W2 * p.h)),
+        chunks(ceil_div(p.B, images) * bands) {}
+};
+
+// kSlots: 9, or 0 for windows of any size.
+template <class T, int kSlots>
+class Windows {
+  using Scalar = typename Arithmetic<T>::Scalar;
+  using V = typename Arithmetic<T>::Vector;
+  using Matrices = LaneMatrices<T>;
+  static constexpr int kCount = Arithmetic<T>::kCount;
+
+ public:
+  explicit Windows(const ConvAttentionParams& p)
+      : p_(p),
+        slots_(p.kernel * p.kernel),
+        layout_(p),
+        is_backward_(p.grad_out.data),
+        values_(p, layout_, !is_backward_ || p.grad_logits),
+        grads_(p, layout_, is_backward_),
+        sums_(p, layout_, !is_backward_ || p.grad_v),
+        weights_(slots_),
+        weight_grads_(p.grad_logits ? slots_ : 0),
+        dot_row_(round_up(slots_ * slots_)),
+        dots_(p.grad_logits ? kCount * dot_row_ : 0) {
+    for (int s = 0; s < slots_; ++s)
+      slot_[s] = s / p.kernel * layout_.row + s % p.kernel * layout_.pixel;
+  }
+
+  void compute(int64_t chunk) {
+    const ChunkCut cut(p_);
+    const int64_t band = chunk % cut.bands, first = chunk / cut.bands * cut.images;
+    const int64_t rows = ceil_div(p_.H2, cut.bands), end = min(first + cut.images, p_.B);
+    const Band own{band * rows, min((band + 1) * rows, p_.H2)};
+    for (int64_t image = first; image < end; image += layout_.images)
+      compute_band(image, min(layout_.images, end - image), own);
+  }
+
+ private:
+  struct Band {
+    int64_t begin, end;  // rows of windows
+  };
+
+  static int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+  static int round_up(int n) { return (n + kCount - 1) / kCount * kCount; }
+
+  void compute_band(int64_t image, int64_t images, Band own) {
+    const int64_t own_begin = own.begin ? own.begin * p_.stride - p_.padding : 0;
+    const int64_t own_end = own.end < p_.H2 ? own.end * p_.stride - p_.padding : p_.H;
+    const int64_t above = min(own.begin, (p_.kernel - 1) / p_.stride);
+    const int64_t begin = own.begin - above;
+    for (int64_t w = begin; w < own.end; w += layout_.window_rows) {
+      const int64_t windows = min(layout_.window_rows, own.end - w);
+      const int64_t rows = layout_.pixel_rows(p_, windows), first = w * p_.stride - p_.padding;
+      start_step(image, images, first, w == begin ? 0 : p_.kernel - 1, rows);
+      compute_step(image, images, w, windows);
+      const int64_t finished = w + windows < own.end ? windows * p_.stride : rows;
+      void* map = is_backward_ ? p_.grad_v : p_.y;
+      for (int64_t i = 0; map && i < images; ++i)
+        sums_.write(map, i, image + i, first, finished, own_begin, own_end);
+    }
+  }
+
+  // The first `kept` rows are the last ones of the step before, of which there is one image.
+  void start_step(int64_t image, int64_t images, int64_t first, int64_t kept, int64_t rows) {
+    const bool has_values = !is_backward_ || p_.grad_logits, has_sums = !is_backward_ || p_.grad_v;
+    const int64_t from = layout_.window_rows * p_.stride;
+    if (kept && has_values) values_.slide(from, kept);
+    if (kept && is_backward_) grads_.slide(from, kept);
+    if (kept && has_sums) sums_.slide(from, kept);
+    for (int64_t i = 0; i < images; ++i) {
+      if (has_values) values_.read(p_.v, i, image + i, first, kept, rows);
+      if (is_backward_) grads_.read(p_.grad_out, i, image + i, first, kept, rows);
+      if (has_sums) sums_.clear(i, kept, rows);
+    }
+  }
+
+  // All heads of all windows of the step: neighbours in memory, as many at once as there are lanes.
+  void compute_step(int64_t image, int64_t images, int64_t first_row, int64_t rows) {
+    const int64_t first = (image * p_.H2 + first_row) * p_.W2 * p_.h;
+    const int64_t count = images * rows * p_.W2 * p_.h;
+    place_ = {};
+    for (int64_t i = 0; i < count; i += kCount) {
+      const int lanes = static_cast<int>(min(kCount, count - i));
+      for (int l = 0; l < lanes; ++l) next_window(base_[l], rows);
+      is_backward_ ? backward(first + i, lanes) : forward(first + i, lanes);
+    }
+  }
+
+  // Where the pixels of the next window and head begin.
+  void next_window(int64_t& base, int64_t rows) {
+    base = place_.image * layout_.image + place_.row * p_.stride * layout_.row +
+           place_.column * p_.stride * layout_.pixel + place_.head * layout_.channels;
+    if (++place_.head < p_.h) return;
+    place_.head = 0;
+    if (++place_.column < p_.W2) return;
+    place_.column = 0;
+    if (++place_.row < rows) return;
+    place_.row = 0;
+    ++place_.image;
+  }
+
+  void load_weights(int64_t item, int lanes) {
+    const int64_t size = int64_t{slots_} * slots_;
+    weights_.load_from(static_cast<const T*>(p_.logits) + item * size, size, lanes);
+    weights_.template softmax<kSlots>(p_.scale);
+  }
+
+  void forward(int64_t item, int lanes) {
+    load_weights(item, lanes);
+    for (int l = 0; l < lanes; ++l)
+      mix<false>(weights_.lane(l), values_.data() + base_[l], sums_.data() + base_[l]);
+  }
+
+  void backward(int64_t item, int lanes) {
+    load_weights(item, lanes);
+    for (int l = 0; p_.grad_v && l < lanes; ++l)
+      mix<true>(weights_.lane(l), grads_.data() + base_[l], sums_.data() + base_[l]);
+    if (!p_.grad_logits) return;
+    for (int l = 0; l < lanes; ++l)
+      multiply(grads_.data() + base_[l], values_.data() + base_[l], dots_ + l * dot_row_);
+    weight_grads_.load_from(static_cast<const Scalar*>(dots_), dot_row_, lanes);
+    weight_grads_.template softmax_backward<kSlots>(weights_, p_.scale);
+    const int64_t size = int64_t{slots_} * slots_;
+    weight_grads_.store_to(static_cast<T*>(p_.grad_logits) + item * size, size, lanes);
+  }
+
+  // to[p] += sum over q of weight[p, q] from[q]; transposed, to[q] += sum over p.
+  template <bool kTransposed>
+  void mix(const Scalar* weight, const Scalar* from, Scalar* to) const {
+    constexpr int kRows = kSlots ? kSlots : 1;
+    const int slots = kSlots ? kSlots : slots_;
+    const int to_step = (kTransposed ? 1 : slots) * kCount;
+    const int from_step = (kTransposed ? slots : 1) * kCount;
+    for (int64_t c = 0; c < layout_.channels; c += kCount)
+      for (int s = 0; s < slots; s += kRows) {
+        V sum[kRows];
+#pragma GCC unroll 9
+        for (int r = 0; r < kRows; ++r) sum[r] = load(to + slot_[s + r] + c);
+#pragma GCC unroll 9
+        for (int t = 0; t < slots; ++t) {
+          const V x = load(from + slot_[t] + c);
+#pragma GCC unroll 9
+          for (int r = 0; r < kRows; ++r)
+            sum[r] = fma(broadcast(weight[(s + r) * to_step + t * from_step]), x, sum[r]);
+        }
+#pragma GCC unroll 9
+        for (int r = 0; r < kRows; ++r) store(to + slot_[s + r] + c, sum[r]);
+      }
+  }
+
+  // dots[p, q] = <a[p], b[q]>, and any numbers up to a whole vector of them.
+  void multiply(const Scalar* a, const Scalar* b, Scalar* dots) const {
+    const int slots = kSlots ? kSlots : slots_, last = slots * slots - 1;
+    for (int e = 0; e <= last; e += kCount) {
+      V products[kCount];
+#pragma GCC unroll 16
+      for (int i = 0; i < kCount; ++i) {
+        const int pair = e + i < last ? e + i : last;
+        const Scalar *row = a + slot_[pair / slots], *column = b + slot_[pair % slots];
+        products[i] = load(row) * load(column);
+        for (int64_t c = kCount; c < layout_.channels; c += kCount)
+          products[i] = fma(load(row + c), load(column + c), products[i]);
+      }
+      store(dots + e, sums(products));
+    }
+  }
+
+  struct Place {
+    int64_t image = 0, row = 0, column = 0;
+    int head = 0;
+  };
+
+  const ConvAttentionParams& p_;
+  const int slots_;
+  const StepLayout<T> layout_;
+  const bool is_backward_;
+  PixelBuffer<T> values_, grads_, sums_;  // v, the gradient of y, and what windows add up to
+  Matrices weights_, weight_grads_;
+  const int dot_row_;
+  AlignedBuffer<Scalar> dots_;                     // [lane][slot][slot]
+  int64_t slot_[kMaxConvKernel * kMaxConvKernel];  // from a window's first pixel
+  int64_t base_[kCount];                           // of the first pixel, for each lane
+  Place place_;                                    // of the next window in the step
+};
+
+}  // namespace
+}  // namespace HYBRID_ISA
+}  // namespace hybrid
