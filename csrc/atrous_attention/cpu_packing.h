@@ -1,7 +1,7 @@
 // Tokens gathered from memory into the dense layouts that the products read.
 #pragma once
 
-#include "cpu_products.h"
+#include "../common/attention/cpu_rows.h"
 
 namespace hybrid {
 namespace HYBRID_ISA {
@@ -58,33 +58,6 @@ void pack_row_pairs(float* dst, int columns, const T* base, const int64_t* offse
       store(dst + c, first);
       store(dst + c + kLanes, second);
     }
-}
-
-// The first `valid` of C vectors' elements to memory. `streaming`: the row starts at a cache line
-// and fills whole lines.
-template <class T, int C>
-inline __attribute__((always_inline)) void store_row(T* row, const F (&v)[C], int valid,
-                                                     bool streaming) {
-  if (valid < C * kLanes) {
-#pragma GCC unroll 4
-    for (int j = 0; j < C; ++j) {
-      const int n = valid - j * kLanes;
-      if (n >= kLanes)
-        store(row + j * kLanes, v[j]);
-      else if (n > 0)
-        store_first(row + j * kLanes, v[j], n);
-    }
-    return;
-  }
-  if constexpr (C * kLanes * sizeof(T) % 64 == 0) {
-    if (streaming) {
-#pragma GCC unroll 4
-      for (int j = 0; j < C; j += 4 / sizeof(T)) stream(row + j * kLanes, &v[j]);
-      return;
-    }
-  }
-#pragma GCC unroll 4
-  for (int j = 0; j < C; ++j) store(row + j * kLanes, v[j]);
 }
 
 }  // namespace

@@ -1,7 +1,7 @@
 // Fetches the rows that a head or window to come will read, a few during each product.
 #pragma once
 
-#include "cpu_products.h"
+#include "../common/attention/cpu_products.h"
 
 namespace hybrid {
 namespace HYBRID_ISA {

@@ -1,19 +1,9 @@
 // Multiscale attention on the CPU: chunks to panels and tiles. Compiled per instruction set.
-#include "cpu_backward.h"
-#include "cpu_double.h"
-#include "cpu_forward.h"
+#include "cpu_heads.h"
 
 namespace hybrid {
 namespace HYBRID_ISA {
 namespace {
-
-using Params = MultiscaleAttentionParams;
-
-#if defined(__AVX512BF16__)
-using Bf16 = Bf16Arith;
-#else
-using Bf16 = FloatArith;
-#endif
 
 // What a chunk stands for: items [first, end) of one image and head.
 struct Piece {
@@ -34,76 +24,48 @@ void for_pieces(const Params& p, const Cut& cut, int64_t items, int64_t chunk_be
 }
 
 // Panels or tiles for the piece's image and head; fetches what the next ones will need.
-template <class Work>
+template <class T, class Work>
 void begin(Work& work, const Params& p, const Cut& cut, const Piece& piece) {
   work.begin(piece.image, piece.head);
   if (piece.is_last || cut.parts > 1) return;
   const bool next_image = piece.head + 1 == p.h;
-  work.prefetch(piece.image + next_image, next_image ? 0 : piece.head + 1);
-}
-
-template <class Arith, class T>
-void forward(const Params& p, int64_t chunk_begin, int64_t chunk_end) {
-  ForwardPanels<Arith, T> panels(p);
-  const Cut cut = forward_cut(p);
-  for_pieces(p, cut, query_panels(p).number, chunk_begin, chunk_end, [&](const Piece& piece) {
-    begin(panels, p, cut, piece);
-    for (int64_t panel = piece.first; panel < piece.end; ++panel) panels(panel);
-  });
-}
-
-template <class Arith, class T>
-void backward(const Params& p, int64_t chunk_begin, int64_t chunk_end) {
-  BackwardTiles<Arith, T> tiles(p);
-  const Cut cut = backward_cut(p);
-  for_pieces(p, cut, key_tiles(p).number, chunk_begin, chunk_end, [&](const Piece& piece) {
-    begin(tiles, p, cut, piece);
-    for (int64_t tile = piece.first; tile < piece.end; ++tile) tiles(tile);
-    tiles.end(piece.part, cut.parts);
-  });
+  if constexpr (!std::is_same_v<T, double>)
+    work.prefetch(piece.image + next_image, next_image ? 0 : piece.head + 1);
 }
 
 int64_t forward_chunks(const Params& p) { return forward_cut(p).chunks(); }
 
-void launch_forward(const Params& p, int64_t begin, int64_t end) {
-  switch (p.dtype) {
-    case DType::f32:
-      return forward<FloatArith, float>(p, begin, end);
-    case DType::bf16:
-      return forward<Bf16, bf16>(p, begin, end);
-    case DType::f16:
-      return forward<FloatArith, f16>(p, begin, end);
-    case DType::f64:
-      break;
-  }
-  DoubleForward attend(p);
-  for_pieces(p, forward_cut(p), p.N, begin, end,
-             [&](const Piece& piece) { attend(piece.image, piece.head, piece.first, piece.end); });
+void launch_forward(const Params& p, int64_t chunk_begin, int64_t chunk_end) {
+  by_element(p.dtype, [&](auto element) {
+    using T = decltype(element);
+    Forward<T> attend(p);
+    const Cut cut = forward_cut(p);
+    for_pieces(p, cut, query_panels(p.N).number, chunk_begin, chunk_end, [&](const Piece& piece) {
+      begin<T>(attend, p, cut, piece);
+      for (int64_t panel = piece.first; panel < piece.end; ++panel) attend(panel);
+    });
+  });
 }
 
-int64_t backward_chunks(const Params& p) {
-  return p.dtype == DType::f64 ? p.B * p.h : backward_cut(p).chunks();
-}
+int64_t backward_chunks(const Params& p) { return backward_cut(p).chunks(); }
 
-void launch_backward(const Params& p, int64_t begin, int64_t end) {
-  switch (p.dtype) {
-    case DType::f32:
-      return backward<FloatArith, float>(p, begin, end);
-    case DType::bf16:
-      return backward<Bf16, bf16>(p, begin, end);
-    case DType::f16:
-      return backward<FloatArith, f16>(p, begin, end);
-    case DType::f64:
-      break;
-  }
-  DoubleBackward attend(p);
-  for (int64_t pair = begin; pair < end; ++pair) attend(pair / p.h, static_cast<int>(pair % p.h));
+void launch_backward(const Params& p, int64_t chunk_begin, int64_t chunk_end) {
+  by_element(p.dtype, [&](auto element) {
+    using T = decltype(element);
+    Backward<T> attend(p);
+    const Cut cut = backward_cut(p);
+    const int64_t tiles = std::is_same_v<T, double> ? 1 : key_tiles(p.M).number;
+    for_pieces(p, cut, tiles, chunk_begin, chunk_end, [&](const Piece& piece) {
+      begin<T>(attend, p, cut, piece);
+      for (int64_t tile = piece.first; tile < piece.end; ++tile) attend(tile);
+      attend.end(piece.part, cut.parts);
+    });
+  });
 }
 
 int64_t workspace_bytes(const Params& p) {
   const Cut cut = backward_cut(p);
-  const bool partial = p.grad_q && p.dtype != DType::f64 && cut.parts > 1;
-  return partial ? cut.chunks() * p.N * p.d * int64_t{sizeof(float)} : 0;
+  return p.grad_q && cut.parts > 1 ? cut.chunks() * p.N * p.d * int64_t{sizeof(float)} : 0;
 }
 
 // grad_q is the sum over its parts, in ascending order.

@@ -8,7 +8,7 @@
 #include <algorithm>
 
 #include "../atrous_attention/cpu_packing.h"
-#include "../multiscale_attention/cpu_panels.h"
+#include "../common/attention/cpu_panels.h"
 #include "single_query_attention.h"
 
 namespace hybrid {
@@ -219,7 +219,7 @@ class TokenBlock {
   const SingleQueryParams& p_;
   const Width<Arith> key_, value_;
   const float scale_;
-  Prefetcher ahead_;
+  Prefetcher ahead_{2};  // keys and values
   RowAddresses<T> keys_, values_, queries_, grads_;
   AlignedBuffer<char> is_excluded_;  // of every token of the image
   AlignedBuffer<float> mask_;        // of each token of the block, added to its scores

@@ -12,6 +12,7 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
 #include "cpu_prefetcher.h"
 
@@ -26,6 +27,7 @@ constexpr int kTileKeys = 80, kPanelQueries = 96;
 struct Parts {
   int64_t size, number, step;
 
+  Parts() : Parts(0, 1) {}
   Parts(int64_t size, int64_t largest, int64_t step = 1)
       : size(size), number(std::max<int64_t>(ceil_div(size, largest), 1)), step(step) {}
 
@@ -36,40 +38,20 @@ struct Parts {
 };
 
 // Tiles start at even keys, so that pairs of keys do not straddle them.
-inline Parts key_tiles(const MultiscaleAttentionParams& p) { return {p.M, kTileKeys, 2}; }
-inline Parts query_panels(const MultiscaleAttentionParams& p) {
-  return {p.N, kPanelQueries, kLanes};
-}
+inline Parts key_tiles(int64_t keys) { return {keys, kTileKeys, 2}; }
+inline Parts query_panels(int64_t queries) { return {queries, kPanelQueries, kLanes}; }
 
-// Addresses of the rows of one image and head.
-template <class T>
-class RowAddresses {
- public:
-  explicit RowAddresses(int64_t count) : rows_(count + kLanes) {}
-
-  void add(const AttentionTokens& tokens, int64_t image, int head, int64_t count) {
-    const T* first =
-        static_cast<const T*>(tokens.data) + image * tokens.stride[0] + head * tokens.stride[2];
-    for (int64_t t = 0; t < count; ++t) rows_[count_++] = first + t * tokens.stride[1];
-  }
-  // Fills the last vector of lanes: they compute what nobody reads.
-  void pad() {
-    for (int i = 0; i < kLanes; ++i) rows_[count_ + i] = rows_[count_ - 1];
-  }
-  void clear() { count_ = 0; }
-
-  RowList<T> from(int64_t first) const { return rows_ + first; }
-
- private:
-  AlignedBuffer<const T*> rows_;
-  int64_t count_ = 0;
+// The most that an attention has of everything; what it has at a time is in its list of rows.
+struct AttentionSizes {
+  int64_t queries, keys;
+  int d, dv;
+  double scale;
+  int prefetched;  // runs of rows to be fetched ahead
 };
 
-// Whether rows of e elements go past the caches: each fills whole cache lines.
+// What the log-sum-exp of data of type T is kept in.
 template <class T>
-bool streams(const void* data, int e) {
-  return reinterpret_cast<uintptr_t>(data) % 64 == 0 && e * sizeof(T) % 64 == 0;
-}
+using Statistic = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 // Rows of one width in the three layouts.
 template <class Arith>
@@ -142,26 +124,6 @@ void fetch_ahead(Prefetcher& ahead, void* data, int64_t image, int head, int64_t
   if (!data || streams<T>(data, e)) return;
   T* first = static_cast<T*>(data) + (image * count * heads + head) * e;
   ahead.add(first, heads * e * sizeof(T), count, e * sizeof(T), true);
-}
-
-// Work on every image and head, each in `parts` pieces where there are too few to share out.
-struct Cut {
-  int64_t pairs, parts;
-
-  int64_t chunks() const { return pairs * parts; }
-};
-
-constexpr int64_t kWantedChunks = 32;
-
-inline Cut forward_cut(const MultiscaleAttentionParams& p) {
-  const int64_t pairs = p.B * p.h, panels = query_panels(p).number;
-  return {pairs, std::min(panels, ceil_div(kWantedChunks, pairs))};
-}
-
-// Pieces of the backward have partial sums of grad_q each: few of them.
-inline Cut backward_cut(const MultiscaleAttentionParams& p) {
-  const int64_t pairs = p.B * p.h, tiles = key_tiles(p).number;
-  return {pairs, std::min({tiles, ceil_div(kWantedChunks, pairs), int64_t{8}})};
 }
 
 }  // namespace

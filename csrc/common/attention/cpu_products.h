@@ -8,9 +8,9 @@
 #include <cstddef>
 #include <type_traits>
 
-#include "../common/simd.h"
-#include "../common/stages.h"
-#include "../common/types.h"
+#include "../simd.h"
+#include "../stages.h"
+#include "../types.h"
 
 namespace hybrid {
 namespace HYBRID_ISA {

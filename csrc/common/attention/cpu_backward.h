@@ -1,80 +1,77 @@
-// Backward of some tiles of keys of one image and head, over all queries.
+// Backward of tiles of keys over all queries of one head, wherever their rows lie. The sums stay
+// here, unscaled, for the caller to store.
 #pragma once
 
-#include "../atrous_attention/cpu_packing.h"
 #include "cpu_panels.h"
 
 namespace hybrid {
 namespace HYBRID_ISA {
 namespace {
 
+// Where the rows of one head lie; `out` is read only where there is more than one tile of keys.
+template <class T>
+struct BackwardRows {
+  RowAddresses<T> q, k, v, grad_out, out;
+  const Statistic<T>* lse = nullptr;  // of the queries, one behind the other
+
+  explicit BackwardRows(const AttentionSizes& most)
+      : q(most.queries), k(most.keys), v(most.keys), grad_out(most.queries), out(most.queries) {}
+
+  void clear() { q.clear(), k.clear(), v.clear(), grad_out.clear(), out.clear(); }
+};
+
+// Which sums are wanted beside that of the values.
+struct BackwardNeeds {
+  bool queries, keys;
+};
+
 template <class Arith, class T>
 class BackwardTiles {
  public:
-  explicit BackwardTiles(const MultiscaleAttentionParams& p)
-      : p_(p),
-        key_(p.d),
-        value_(p.dv),
-        tiles_(key_tiles(p)),
-        panels_(query_panels(p)),
-        scale_(static_cast<float>(p.scale)),
-        scale_log2_(static_cast<float>(p.scale * 1.4426950408889634)),
-        keys_(p.M),
-        values_(p.M),
-        queries_(p.N),
-        grads_(p.N),
-        outs_(p.N),
-        qt_(panels_.number * key_.words * kStride),
-        gt_(panels_.number * value_.words * kStride),
-        q_inner_(ceil_div<int64_t>(p.N, Arith::kPerWord) * key_.columns),
-        g_inner_(ceil_div<int64_t>(p.N, Arith::kPerWord) * value_.columns),
-        delta_(panels_.number * kStride),
-        lse_(panels_.number * kStride),
+  BackwardTiles(const AttentionSizes& most, BackwardNeeds needs)
+      : needs_(needs),
+        key_(most.d),
+        value_(most.dv),
+        scale_log2_(static_cast<float>(most.scale * 1.4426950408889634)),
+        qt_(query_panels(most.queries).number * key_.words * kStride),
+        gt_(query_panels(most.queries).number * value_.words * kStride),
+        q_inner_(ceil_div<int64_t>(most.queries, Arith::kPerWord) * key_.columns),
+        g_inner_(ceil_div<int64_t>(most.queries, Arith::kPerWord) * value_.columns),
+        delta_(query_panels(most.queries).number * kStride),
+        lse_(query_panels(most.queries).number * kStride),
         total_(kStride),
         k_(kTileKeys * key_.words),
         v_(kTileKeys * value_.words),
         k_inner_(kPairs ? kTileKeys / 2 * key_.columns : 0),
         s_(kTileKeys * kStride),
-        dp_(has_all_keys() ? kTileKeys * kStride : 0),
+        dp_(kTileKeys * kStride),
         pairs_(kPairs ? kTileKeys * kStride / 2 : 0),
-        dq_(p.N * key_.columns),
+        dq_(most.queries * key_.columns),
         dk_(kTileKeys * key_.columns),
-        dv_(kTileKeys * value_.columns) {}
+        dv_(kTileKeys * value_.columns),
+        ahead_(most.prefetched) {}
 
-  // What depends on the queries of an image and head, for the tiles that follow.
-  void begin(int64_t image, int head) {
-    image_ = image;
-    head_ = head;
-    const int64_t out_token = int64_t{p_.h} * p_.dv;
-    gather(keys_, image, head, &AttentionSegment::k);
-    gather(values_, image, head, &AttentionSegment::v);
-    for (auto* rows : {&queries_, &grads_, &outs_}) rows->clear();
-    queries_.add(p_.q, image, head, p_.N);
-    grads_.add(p_.grad_out, image, head, p_.N);
-    outs_.add({p_.out, {p_.N * out_token, out_token, p_.dv}}, image, head, p_.N);
-    for (auto* rows : {&queries_, &grads_, &outs_}) rows->pad();
-    gather_inner<Arith>(q_inner_, key_.columns, queries_.from(0), p_.N, p_.d);
-    gather_inner<Arith>(g_inner_, value_.columns, grads_.from(0), p_.N, p_.dv);
+  // What depends on the queries of a head, for the tiles that follow; rows must stay meanwhile.
+  void begin(BackwardRows<T>& rows) {
+    rows_ = &rows;
+    tiles_ = key_tiles(rows.k.count());
+    panels_ = query_panels(rows.q.count());
+    rows.q.pad();
+    rows.grad_out.pad();
+    if (!has_all_keys()) rows.out.pad();
+    gather_inner<Arith>(q_inner_, key_.columns, rows.q.from(0), panels_.size, key_.e);
+    gather_inner<Arith>(g_inner_, value_.columns, rows.grad_out.from(0), panels_.size, value_.e);
     for (int64_t panel = 0; panel < panels_.number; ++panel) gather_panel(panel);
     first_tile_ = true;
   }
 
-  // Fetches what this image and head will need, while those of `begin` are worked on.
-  void prefetch(int64_t image, int head) {
-    if (panels_.number * tiles_.number > 2) return;
-    const int lanes = ceil_div<int>(p_.N, kLanes), d = ceil_div(p_.d, kLanes);
-    ahead_.start(2 * product_blocks(lanes, p_.M) + product_blocks(d, p_.M + p_.N) +
-                 product_blocks(ceil_div(p_.dv, kLanes), p_.M));
-    fetch_ahead<T>(ahead_, p_.q, image, head, p_.N, p_.d);
-    fetch_ahead<T>(ahead_, p_.grad_out, image, head, p_.N, p_.dv);
-    for (int i = 0; i < p_.segments; ++i) {
-      const AttentionSegment& s = p_.segment[i];
-      fetch_ahead<T>(ahead_, s.k, image, head, s.M, p_.d);
-      fetch_ahead<T>(ahead_, s.v, image, head, s.M, p_.dv);
-      fetch_ahead<T>(ahead_, s.grad_k, image, head, s.M, p_.h, p_.d);
-      fetch_ahead<T>(ahead_, s.grad_v, image, head, s.M, p_.h, p_.dv);
-    }
-    fetch_ahead<T>(ahead_, p_.grad_q, image, head, p_.N, p_.h, p_.d);
+  // To be given the rows of the head to come: fetched while that of `begin` is worked on.
+  Prefetcher& prefetch() {
+    const int lanes = ceil_div<int>(panels_.size, kLanes), d = ceil_div(key_.e, kLanes);
+    ahead_.start(2 * product_blocks(lanes, tiles_.size) +
+                 product_blocks(d, tiles_.size + panels_.size) +
+                 product_blocks(ceil_div(value_.e, kLanes), tiles_.size));
+    return ahead_;
   }
 
   ~BackwardTiles() { stream_fence(); }
@@ -82,10 +79,10 @@ class BackwardTiles {
   void operator()(int64_t tile) {
     first_key_ = tiles_.begin(tile);
     tile_keys_ = static_cast<int>(tiles_.end(tile) - first_key_);
-    const auto keys = keys_.from(first_key_), values = values_.from(first_key_);
-    gather_rows<Arith>(k_, key_.words, keys, tile_keys_, p_.d);
-    gather_rows<Arith>(v_, value_.words, values, tile_keys_, p_.dv);
-    if constexpr (kPairs) gather_inner<Arith>(k_inner_, key_.columns, keys, tile_keys_, p_.d);
+    const auto keys = rows_->k.from(first_key_), values = rows_->v.from(first_key_);
+    gather_rows<Arith>(k_, key_.words, keys, tile_keys_, key_.e);
+    gather_rows<Arith>(v_, value_.words, values, tile_keys_, value_.e);
+    if constexpr (kPairs) gather_inner<Arith>(k_inner_, key_.columns, keys, tile_keys_, key_.e);
     for (int64_t panel = 0; panel < panels_.number; ++panel) {
       first_query_ = panels_.begin(panel);
       panel_queries_ = static_cast<int>(panels_.end(panel) - first_query_);
@@ -96,28 +93,23 @@ class BackwardTiles {
       if (!wants_score_grads()) continue;
       add_products<Walk::kAlongRow>(along_queries(), tile_keys_, panel_queries_, inner_queries(),
                                     key_, panel == 0, dk_);
-      if (p_.grad_q)
+      if (needs_.queries)
         add_products<Walk::kAlongColumn>(s_, panel_queries_, tile_keys_, kPairs ? k_inner_ : k_,
                                          key_, first_tile_, dq_ + first_query_ * key_.columns);
     }
     first_tile_ = false;
-    store_tile();
   }
 
-  // dQ of the tiles since `begin`: to grad_q, or with several parts to the workspace.
-  void end(int64_t part, int64_t parts) {
-    if (!p_.grad_q) return;
-    if (parts == 1) {
-      T* grad = static_cast<T*>(p_.grad_q) + (image_ * p_.N * p_.h + head_) * p_.d;
-      for (int64_t i = 0; i < p_.N; ++i)
-        store_scaled(grad + i * p_.h * p_.d, dq_ + i * key_.columns, p_.d, scale_);
-      return;
-    }
-    const int64_t pair = image_ * p_.h + head_;
-    float* sums = static_cast<float*>(p_.workspace) + (pair * parts + part) * p_.N * p_.d;
-    for (int64_t i = 0; i < p_.N; ++i)
-      store_scaled(sums + i * p_.d, dq_ + i * key_.columns, p_.d, scale_);
-  }
+  int64_t tiles() const { return tiles_.number; }
+
+  // Sums, to be multiplied by scale: over the tiles since `begin`, for any query; of the last
+  // tile, for key `first_key() + t`, t < `tile_keys()`.
+  const float* query_sum(int64_t i) const { return dq_ + i * key_.columns; }
+  const float* key_sum(int t) const { return dk_ + t * key_.columns; }
+  // The same without scale.
+  const float* value_sum(int t) const { return dv_ + t * value_.columns; }
+  int64_t first_key() const { return first_key_; }
+  int tile_keys() const { return tile_keys_; }
 
  private:
   static constexpr bool kPairs = Arith::kPerWord == 2;
@@ -125,24 +117,17 @@ class BackwardTiles {
 
   bool has_all_keys() const { return tiles_.number == 1; }
 
-  void gather(RowAddresses<T>& rows, int64_t image, int head,
-              AttentionTokens AttentionSegment::* tokens) {
-    rows.clear();
-    for (int i = 0; i < p_.segments; ++i)
-      rows.add(p_.segment[i].*tokens, image, head, p_.segment[i].M);
-  }
-
   // Queries, gradients, D and log-sum-exp of a panel, with the queries in the lanes.
   void gather_panel(int64_t panel) {
     const int64_t first = panels_.begin(panel);
     const int count = static_cast<int>(panels_.end(panel) - first);
     const int vectors = ceil_div(count, kLanes);
-    const auto grads = grads_.from(first), outs = outs_.from(first);
-    gather_columns<Arith>(qt_ + panel * key_.words * kStride, kStride, queries_.from(first),
-                          vectors, key_.words, p_.d);
+    const auto grads = rows_->grad_out.from(first), outs = rows_->out.from(first);
+    gather_columns<Arith>(qt_ + panel * key_.words * kStride, kStride, rows_->q.from(first),
+                          vectors, key_.words, key_.e);
     gather_columns<Arith>(gt_ + panel * value_.words * kStride, kStride, grads, vectors,
-                          value_.words, p_.dv);
-    const float* lse = static_cast<const float*>(p_.lse) + (image_ * p_.h + head_) * p_.N + first;
+                          value_.words, value_.e);
+    const float* lse = rows_->lse + first;
     for (int i = 0; i < vectors * kLanes; i += kLanes) {
       if (!has_all_keys()) store(delta_ + panel * kStride + i, products(outs + i, grads + i));
       const int valid = std::min(count - i, kLanes);
@@ -155,11 +140,11 @@ class BackwardTiles {
   // Lane i: the inner product of rows i.
   F products(RowList<T> a, RowList<T> b) const {
     F partial[kLanes] = {};
-    for (int c = 0; c < p_.dv; c += kLanes) {
+    for (int c = 0; c < value_.e; c += kLanes) {
 #pragma GCC unroll 16
       for (int i = 0; i < kLanes; ++i)
-        partial[i] = fma(FloatArith::load_words(a[i], c, p_.dv),
-                         FloatArith::load_words(b[i], c, p_.dv), partial[i]);
+        partial[i] = fma(FloatArith::load_words(a[i], c, value_.e),
+                         FloatArith::load_words(b[i], c, value_.e), partial[i]);
     }
     return sums(partial);
   }
@@ -298,48 +283,13 @@ class BackwardTiles {
     return g_inner_ + first_query_ / Arith::kPerWord * value_.columns;
   }
 
-  bool wants_score_grads() const {
-    bool wanted = p_.grad_q;
-    for (int i = 0; i < p_.segments; ++i) wanted = wanted || p_.segment[i].grad_k;
-    return wanted;
-  }
+  bool wants_score_grads() const { return needs_.queries || needs_.keys; }
 
-  template <class To>
-  static void store_scaled(To* to, const float* from, int e, float factor) {
-    const bool streaming = streams<To>(to, e);
-    for (int c = 0; c < e; c += kLanes) {
-      const F x = load(from + c) * broadcast(factor);
-      if (streaming)
-        stream_one(to + c, x);
-      else
-        e - c >= kLanes ? store(to + c, x) : store_first(to + c, x, e - c);
-    }
-  }
-
-  // dK and dV of the tile to the gradients of the segments that it lies in.
-  void store_tile() {
-    int64_t begin = 0;
-    for (int i = 0; i < p_.segments; begin += p_.segment[i++].M) {
-      const AttentionSegment& s = p_.segment[i];
-      const int64_t from = std::max(begin, first_key_);
-      const int64_t to = std::min(begin + s.M, first_key_ + tile_keys_);
-      for (int64_t key = from; key < to; ++key) {
-        const int64_t row = (image_ * s.M + key - begin) * p_.h + head_, t = key - first_key_;
-        if (s.grad_k)
-          store_scaled(static_cast<T*>(s.grad_k) + row * p_.d, dk_ + t * key_.columns, p_.d,
-                       scale_);
-        if (s.grad_v)
-          store_scaled(static_cast<T*>(s.grad_v) + row * p_.dv, dv_ + t * value_.columns, p_.dv,
-                       1.f);
-      }
-    }
-  }
-
-  const MultiscaleAttentionParams& p_;
+  const BackwardNeeds needs_;
   const Width<Arith> key_, value_;
-  const Parts tiles_, panels_;
-  const float scale_, scale_log2_;
-  RowAddresses<T> keys_, values_, queries_, grads_, outs_;
+  const float scale_log2_;
+  BackwardRows<T>* rows_ = nullptr;
+  Parts tiles_, panels_;                    // of the keys, of the queries
   AlignedBuffer<float> qt_, gt_;            // Q, dO of each panel: [word][query]
   AlignedBuffer<float> q_inner_, g_inner_;  // Q, dO: [query or pair][channel]
   AlignedBuffer<float> delta_, lse_;        // D, and the log-sum-exp in units of log2
@@ -350,8 +300,8 @@ class BackwardTiles {
 
   Prefetcher ahead_;
 
-  int64_t image_ = 0, first_key_ = 0, first_query_ = 0;
-  int head_ = 0, tile_keys_ = 0, panel_queries_ = 0;
+  int64_t first_key_ = 0, first_query_ = 0;
+  int tile_keys_ = 0, panel_queries_ = 0;
   bool first_tile_ = true;
 };
 

@@ -3,7 +3,6 @@
 #pragma once
 
 #include "cpu_rows.h"
-#include "multiscale_attention.h"
 
 namespace hybrid {
 namespace HYBRID_ISA {
@@ -11,6 +10,8 @@ namespace {
 
 class Prefetcher {
  public:
+  explicit Prefetcher(int most_streams) : list_(most_streams) {}
+
   // Forgets all rows; those added next are fetched within `blocks` calls of fetch().
   void start(int64_t blocks) {
     streams_ = stream_ = 0;
@@ -44,7 +45,7 @@ class Prefetcher {
     int bytes;
     bool written;
   };
-  Rows list_[4 * kMaxSegments + 4];
+  AlignedBuffer<Rows> list_;
   int streams_ = 0, stream_ = 0;
   int64_t rows_ = 0, blocks_ = 1, share_ = 0;
 };

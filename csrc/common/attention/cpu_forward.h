@@ -1,60 +1,58 @@
-// Forward of panels of queries of one image and head, over all keys.
+// Forward of panels of queries over all keys of one head, wherever their rows lie.
 #pragma once
 
-#include "../atrous_attention/cpu_packing.h"
 #include "cpu_panels.h"
 
 namespace hybrid {
 namespace HYBRID_ISA {
 namespace {
 
+// Where the rows of one head lie. `streams`: every row of out fills whole cache lines.
+template <class T>
+struct ForwardRows {
+  RowAddresses<T> q, k, v;
+  AddressList<T> out;
+  Statistic<T>* lse = nullptr;  // of the queries, one behind the other
+  bool streams = false;
+
+  explicit ForwardRows(const AttentionSizes& most)
+      : q(most.queries), k(most.keys), v(most.keys), out(most.queries) {}
+
+  void clear() { q.clear(), k.clear(), v.clear(), out.clear(); }
+};
+
 template <class Arith, class T>
 class ForwardPanels {
  public:
-  explicit ForwardPanels(const MultiscaleAttentionParams& p)
-      : p_(p),
-        key_(p.d),
-        value_(p.dv),
-        tiles_(key_tiles(p)),
-        panels_(query_panels(p)),
-        scale_(static_cast<float>(p.scale * 1.4426950408889634)),
-        rows_(std::max(p.M, p.N)),
-        k_(p.M * key_.words),
-        v_(ceil_div<int64_t>(p.M, Arith::kPerWord) * value_.columns),
+  explicit ForwardPanels(const AttentionSizes& most)
+      : key_(most.d),
+        value_(most.dv),
+        scale_(static_cast<float>(most.scale * 1.4426950408889634)),
+        k_(most.keys * key_.words),
+        v_(ceil_div<int64_t>(most.keys, Arith::kPerWord) * value_.columns),
         q_(key_.words * kPanelQueries),
         s_(kTileKeys * kPanelQueries),
         top_(kPanelQueries),
         total_(kPanelQueries),
         factor_(kPanelQueries),
-        out_(kPanelQueries * value_.columns) {}
+        out_(kPanelQueries * value_.columns),
+        ahead_(most.prefetched) {}
 
-  // Keys and values of an image and head, for the panels that follow.
-  void begin(int64_t image, int head) {
-    image_ = image;
-    head_ = head;
-    rows_.clear();
-    for (int i = 0; i < p_.segments; ++i) rows_.add(p_.segment[i].k, image, head, p_.segment[i].M);
-    gather_rows<Arith>(k_, key_.words, rows_.from(0), p_.M, p_.d);
-    rows_.clear();
-    for (int i = 0; i < p_.segments; ++i) rows_.add(p_.segment[i].v, image, head, p_.segment[i].M);
-    gather_inner<Arith>(v_, value_.columns, rows_.from(0), p_.M, p_.dv);
-    rows_.clear();
-    rows_.add(p_.q, image, head, p_.N);
-    rows_.pad();
+  // Keys and values of a head, for the panels that follow; rows must stay as they are meanwhile.
+  void begin(ForwardRows<T>& rows) {
+    rows_ = &rows;
+    tiles_ = key_tiles(rows.k.count());
+    panels_ = query_panels(rows.q.count());
+    gather_rows<Arith>(k_, key_.words, rows.k.from(0), rows.k.count(), key_.e);
+    gather_inner<Arith>(v_, value_.columns, rows.v.from(0), rows.v.count(), value_.e);
+    rows.q.pad();
   }
 
-  // Fetches what this image and head will need, while those of `begin` are worked on.
-  void prefetch(int64_t image, int head) {
-    if (panels_.number * tiles_.number > 2) return;
-    ahead_.start(product_blocks(ceil_div<int>(p_.N, kLanes), p_.M) +
-                 product_blocks(ceil_div(p_.dv, kLanes), p_.N));
-    for (int i = 0; i < p_.segments; ++i) {
-      const AttentionSegment& s = p_.segment[i];
-      fetch_ahead<T>(ahead_, s.k, image, head, s.M, p_.d);
-      fetch_ahead<T>(ahead_, s.v, image, head, s.M, p_.dv);
-    }
-    fetch_ahead<T>(ahead_, p_.q, image, head, p_.N, p_.d);
-    fetch_ahead<T>(ahead_, p_.out, image, head, p_.N, p_.h, p_.dv);
+  // To be given the rows of the head to come: fetched while that of `begin` is worked on.
+  Prefetcher& prefetch() {
+    ahead_.start(product_blocks(ceil_div<int>(panels_.size, kLanes), tiles_.size) +
+                 product_blocks(ceil_div(value_.e, kLanes), panels_.size));
+    return ahead_;
   }
 
   ~ForwardPanels() { stream_fence(); }
@@ -63,12 +61,12 @@ class ForwardPanels {
     first_query_ = panels_.begin(panel);
     queries_ = static_cast<int>(panels_.end(panel) - first_query_);
     vectors_ = ceil_div(queries_, kLanes);
-    gather_columns<Arith>(q_, kStride, rows_.from(first_query_), vectors_, key_.words, p_.d);
+    gather_columns<Arith>(q_, kStride, rows_->q.from(first_query_), vectors_, key_.words, key_.e);
     for (int64_t tile = 0; tile < tiles_.number; ++tile) {
       softmax(tile);
       weigh_values(tile);
     }
-    float* lse = static_cast<float*>(p_.lse) + (image_ * p_.h + head_) * p_.N + first_query_;
+    float* lse = rows_->lse + first_query_;
     for (int i = 0; i < queries_; ++i) lse[i] = top_[i] * kLn2;
   }
 
@@ -152,12 +150,10 @@ class ForwardPanels {
 
   // out = factor out + P V of a tile; the last tile's goes to memory.
   __attribute__((noinline)) void weigh_values(int64_t tile) {
-    const bool streaming = streams<T>(p_.out, p_.dv);
+    const bool streaming = rows_->streams;
     const bool first = tile == 0, last = tile + 1 == tiles_.number;
     const float* v = v_ + tiles_.begin(tile) / Arith::kPerWord * value_.columns;
-    const int64_t step = int64_t{p_.h} * p_.dv;
-    T* const rows =
-        static_cast<T*>(p_.out) + ((image_ * p_.N + first_query_) * p_.h + head_) * p_.dv;
+    T* const* rows = rows_->out.from(first_query_);
     const auto finish = [&](int i, int vector, auto& acc) __attribute__((always_inline)) {
       constexpr int R = sizeof acc / sizeof acc[0], C = sizeof acc[0] / sizeof acc[0][0];
 #pragma GCC unroll 16
@@ -173,8 +169,7 @@ class ForwardPanels {
             store(sums + j * kLanes, acc[r][j]);
         }
         if (last)
-          store_row(rows + (i + r) * step + vector * kLanes, acc[r], p_.dv - vector * kLanes,
-                    streaming);
+          store_row(rows[i + r] + vector * kLanes, acc[r], value_.e - vector * kLanes, streaming);
       }
     };
     channel_products<Arith, Walk::kAlongColumn>(
@@ -182,11 +177,10 @@ class ForwardPanels {
   }
 
   static constexpr bool kPairs = Arith::kPerWord == 2;
-  const MultiscaleAttentionParams& p_;
   const Width<Arith> key_, value_;
-  const Parts tiles_, panels_;
   const float scale_;
-  RowAddresses<T> rows_;
+  ForwardRows<T>* rows_ = nullptr;
+  Parts tiles_, panels_;                       // of the keys, of the queries
   AlignedBuffer<float> k_, v_;                 // of all keys: [key][word], [key or pair][channel]
   AlignedBuffer<float> q_, s_;                 // of a panel: [word][query], [key or pair][query]
   AlignedBuffer<float> top_, total_, factor_;  // of each query, see `exponentials`
@@ -195,8 +189,8 @@ class ForwardPanels {
 
   Prefetcher ahead_;
 
-  int64_t image_ = 0, first_query_ = 0;
-  int head_ = 0, queries_ = 0, vectors_ = 0;
+  int64_t first_query_ = 0;
+  int queries_ = 0, vectors_ = 0;
 };
 
 }  // namespace
