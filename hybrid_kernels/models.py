@@ -11,6 +11,7 @@ from python_ref.models.backbone import Backbone
 from python_ref.ops import REFERENCE, OpTable
 
 from . import backends
+from .folding import fold_norms
 from .nn import FUSED
 
 __all__ = [
@@ -54,7 +55,7 @@ def create_model(
     return model if backend == "reference" else accelerate(model, backend)
 
 
-def accelerate(model: nn.Module, backend: str = "auto") -> nn.Module:
+def accelerate(model: nn.Module, backend: str = "auto", *, fold: bool = False) -> nn.Module:
     """Put the fused ops into a model of ``python_ref``, in place.
 
     Parameters, buffers and their names stay as they are; only the table of operators that each
@@ -65,13 +66,15 @@ def accelerate(model: nn.Module, backend: str = "auto") -> nn.Module:
         backend: ``"auto"`` uses the fused ops on whatever backend is set; ``"reference"`` puts the
             reference ops back; ``"cpu"``, ``"cuda"`` or ``"triton"`` also calls
             ``hybrid_kernels.set_backend``, which holds for the whole process.
+        fold: Also fold the BatchNorms of a model in eval mode into the weights beside them, for
+            good: its state dict changes, and it refuses to train.
 
     Returns:
         The same model.
 
     Raises:
         ValueError: The model is none of ``python_ref`` and has no block that can be accelerated,
-            or the backend is unknown.
+            the backend is unknown, or ``fold`` meets a model in training mode.
         RuntimeError: The backend cannot be used on this machine.
     """
     mixers = list(_mixers(model).values())
@@ -83,9 +86,10 @@ def accelerate(model: nn.Module, backend: str = "auto") -> nn.Module:
         )
     if backend not in ("auto", "reference"):
         backends.set_backend(backend)
+    folded = fold_norms(model) if fold else []
     for mixer in mixers:
         mixer.ops = REFERENCE if backend == "reference" else FUSED
-    if backend != "reference" and not accelerated_ops(model):
+    if backend != "reference" and not accelerated_ops(model) and not folded:
         ops = ", ".join(sorted({op for mixer in mixers for op in mixer.used_ops}))
         reason = f"none of its ops has a kernel yet ({ops})" if ops else "it calls none of the ops"
         warnings.warn(

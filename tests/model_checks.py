@@ -8,10 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from hybrid_kernels.count import markdown_line
+from hybrid_kernels.folding import fold_norms
 from python_ref.models.weights import load_weights, save_weights
 from python_ref.ops import OpTable
 from python_ref.ops.swap import swapped_ops
@@ -80,6 +82,29 @@ def check_round_trip(build: Build, folder: Path, size: tuple[int, int] = (64, 48
         expected = model(x)
         assert torch.equal(expected, model(x))
         assert torch.equal(expected, other(x))
+
+
+def check_folds(build: Build, size: tuple[int, int] = (64, 48)) -> None:
+    """Norms that blocks declare as foldable are gone afterwards, and nothing else has changed."""
+    torch.manual_seed(0)
+    model = build(num_classes=10).double()
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):  # far from the identity that it starts as
+            for values, low in ((norm.weight, -2), (norm.bias, -1), (norm.running_mean, -1)):
+                nn.init.uniform_(values, low, 1)
+            nn.init.uniform_(norm.running_var, 0.2, 2)
+    declared = [fold for block in model.modules() for fold in getattr(block, "folds", ())]
+    x = torch.randn(2, 3, *size, dtype=torch.float64)
+    with torch.no_grad():
+        expected = model.eval()(x)
+        folded = fold_norms(model)
+        torch.testing.assert_close(model(x), expected, atol=1e-9, rtol=1e-9)
+    assert len(folded) <= len(declared)
+    for name in folded:
+        assert not model.get_submodule(name).state_dict()
+    if folded:
+        with pytest.raises(RuntimeError, match="folded into its weights"):
+            model.train()
 
 
 def check_batches_do_not_mix(build: Build, size: tuple[int, int] = (64, 48)) -> None:

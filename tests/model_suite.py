@@ -17,6 +17,7 @@ from model_checks import (
     check_batches_do_not_mix,
     check_compiles,
     check_features,
+    check_folds,
     check_lists_its_ops,
     check_pooled_features,
     check_round_trip,
@@ -111,6 +112,9 @@ class ModelSuite:
 
     def test_state_dict_round_trip_and_deterministic_eval(self, name, tmp_path):
         check_round_trip(self.build(name), tmp_path)
+
+    def test_folding_the_norms_changes_no_output(self, name):
+        check_folds(self.build(name))
 
     def test_batches_do_not_mix_in_eval(self, name):
         check_batches_do_not_mix(self.build(name))

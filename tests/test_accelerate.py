@@ -266,6 +266,24 @@ def test_every_family_keeps_its_weights_and_returns_to_the_reference(name):
     assert torch.equal(fused(x), reference(x))
 
 
+def test_folding_is_for_evaluation_only():
+    model = models.create_model("accvit_femto", **SMALL)
+    with pytest.raises(ValueError, match=r"training mode.*call model.eval\(\) first"):
+        models.accelerate(model, fold=True)
+    torch.nn.init.uniform_(model.stem.norm1.running_mean)
+    x = torch.randn(1, 3, 50, 36)
+    before = model.eval()(x)
+    models.accelerate(model, fold=True)
+    assert "stem.norm1.weight" not in model.state_dict()
+    assert "stem.conv1.bias" in model.state_dict()
+    torch.testing.assert_close(model(x), before, atol=1e-4, rtol=1e-4)
+
+
+def test_folding_alone_is_worth_no_warning(recwarn):
+    models.accelerate(models.create_model("resnet18").eval(), fold=True)
+    assert not recwarn.list
+
+
 def test_a_model_without_fused_ops_says_so():
     class Lifting(nn.Module):
         used_ops = ("lift_pool",)

@@ -14,7 +14,7 @@ from python_ref.layers.layout import to_nchw, to_nhwc, to_stencil
 from python_ref.layers.mlp import ConvNextMlp, Mlp, quick_gelu
 from python_ref.layers.mrl import MRLMixer
 from python_ref.layers.mscsa import MSCSA
-from python_ref.layers.norm import batch_norm
+from python_ref.layers.norm import Fold, batch_norm
 from python_ref.layers.patch_merging import PatchMerging
 from python_ref.layers.squeeze_excite import SqueezeExcite
 from python_ref.layers.window_attention import WindowAttention
@@ -32,6 +32,7 @@ __all__ = [
     "ConvStem",
     "CvTAttention",
     "DropPath",
+    "Fold",
     "Injection",
     "MRLMixer",
     "Mlp",

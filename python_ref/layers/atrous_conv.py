@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from python_ref.layers.drop_path import DropPath
 from python_ref.layers.gate import BranchGate
 from python_ref.layers.layout import to_nchw, to_nhwc
-from python_ref.layers.norm import batch_norm
+from python_ref.layers.norm import Fold, batch_norm
 from python_ref.layers.squeeze_excite import SqueezeExcite
 from python_ref.ops import REFERENCE, OpTable
 
@@ -30,6 +30,11 @@ class AtrousInvertedResidual(nn.Module):
     """
 
     used_ops = ("atrous_dwconv", "gated_fuse")
+    folds = (
+        Fold("norm_in", before="expand"),
+        Fold("norm_expanded", after="expand"),
+        Fold("norm_out", after="project"),
+    )
 
     def __init__(
         self,

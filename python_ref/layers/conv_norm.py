@@ -6,10 +6,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from python_ref.layers.layout import to_nchw, to_nhwc
+from python_ref.layers.norm import Fold
 
 
 class ConvNorm(nn.Module):
     """Convolution, BatchNorm and an activation, NCHW; an odd kernel keeps the size at stride 1."""
+
+    folds = (Fold("norm", after="conv"),)
 
     def __init__(
         self,
@@ -54,6 +57,8 @@ class PatchEmbed(nn.Module):
     Raises:
         ValueError: norm is none of these.
     """
+
+    folds = (Fold("norm", after="conv"),)
 
     def __init__(
         self,

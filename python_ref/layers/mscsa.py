@@ -15,6 +15,7 @@ from python_ref.layers.conv_norm import ConvNorm
 from python_ref.layers.drop_path import DropPath, drop_path_rates
 from python_ref.layers.init import init_conv_fan_out
 from python_ref.layers.layout import to_nchw, to_nhwc, to_stencil
+from python_ref.layers.norm import Fold
 from python_ref.ops import REFERENCE, OpTable
 
 SCALES = ("parallel", "avgpool", "cascade", "single", "none")
@@ -51,6 +52,9 @@ class CoarserScales(nn.Module):
             "single": ((3, 2),),
         }.get(msp, ())
         self.convs = nn.ModuleList(ConvNorm(dim, dim, k, s, groups=dim) for k, s in kernels)
+        if msp == "parallel":
+            for layer in self.convs:
+                layer.folds = ()  # the operator takes its weight, and has no place for a bias
 
     @property
     def number(self) -> int:
@@ -165,6 +169,7 @@ class ConvFeedForward(nn.Module):
     """
 
     used_ops = ("dwconv_act",)
+    folds = (Fold("norm", before="expand"), Fold("norm_hidden", after="expand"))
 
     def __init__(self, widths: Sequence[int], ratio: float) -> None:
         super().__init__()

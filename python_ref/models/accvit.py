@@ -15,6 +15,7 @@ from python_ref.layers import (
     AtrousInvertedResidual,
     ConvNextMlp,
     DropPath,
+    Fold,
     Mlp,
     batch_norm,
     drop_path_rates,
@@ -55,6 +56,8 @@ VARIANTS = {
 
 class Stem(nn.Sequential):
     """Two 3x3 convolutions, the first with stride 2, NCHW."""
+
+    folds = (Fold("norm1", after="conv1"),)
 
     def __init__(self, in_chans: int, dim: int) -> None:
         super().__init__()

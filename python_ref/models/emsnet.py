@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from python_ref.layers import (
     ConvNorm,
     DropPath,
+    Fold,
     Mlp,
     PoolHead,
     drop_path_rates,
@@ -140,6 +141,8 @@ class MultiScaleInteraction(nn.Module):
 
 class EMSBlock(nn.Module):
     """y = x + MSI(BN(x)), then y + MLP(BN(y)): (B, H, W, C) -> (B, H, W, C)."""
+
+    folds = (Fold("norm1", before="mixer.project_in"), Fold("norm2", before="mlp.expand"))
 
     def __init__(
         self, dim: int, mlp_ratio: int, heads: int, config: EMSNetConfig, drop_path: float
