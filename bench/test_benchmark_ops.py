@@ -15,6 +15,7 @@ from bench import (
     bench_atrous_partition,
     bench_gated_fuse,
     bench_multiscale_attention,
+    bench_partial_combine,
     bench_single_query_attention,
 )
 from bench.main import default_device
@@ -29,6 +30,7 @@ BENCHES = [
         bench_atrous_partition,
         bench_gated_fuse,
         bench_multiscale_attention,
+        bench_partial_combine,
         bench_single_query_attention,
     )
 ]

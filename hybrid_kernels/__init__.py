@@ -11,6 +11,7 @@ from .ops import (
     conv_attention,
     gated_fuse,
     multiscale_attention,
+    partial_combine,
     single_query_attention,
 )
 from .output_cache import (
@@ -35,6 +36,7 @@ __all__ = [
     "load_weights",
     "multiscale_attention",
     "output_cache_info",
+    "partial_combine",
     "save_weights",
     "set_backend",
     "set_output_cache",

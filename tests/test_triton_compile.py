@@ -144,6 +144,15 @@ def fuse(problem: str) -> None:
     op.gated_fuse_backward(x, *inputs, True, [True] * n, True, True)
 
 
+def combine(problem: str) -> None:
+    from hybrid_kernels.triton import partial_combine as op
+
+    x, foreground = (empty(8, n, 96, dtype=DTYPES[problem]) for n in (3000, 100))
+    index = empty(8, 100, dtype=torch.int32)
+    op.partial_combine(x, empty(8, 96, dtype=x.dtype), foreground, index)
+    op.partial_combine_backward(x, index, True, True, True)
+
+
 def calls(kernel: str, problem: str) -> list[Callable[[], None]]:
     """Calls that launch a kernel in its problem class, in the forms that need most registers.
 
@@ -161,6 +170,8 @@ def calls(kernel: str, problem: str) -> list[Callable[[], None]]:
         return [lambda: attention_over_segments(problem)]
     if kernel.startswith("single_query_attention"):
         return [lambda: attention_of_few_queries(problem)]
+    if kernel.startswith("partial_combine"):
+        return [lambda: combine(problem)]
     return [lambda: fuse("32-bit" if kernel == "reduction.fold" else problem)]
 
 
@@ -170,6 +181,7 @@ MODULES = (
     "atrous_partition",
     "gated_fuse",
     "multiscale_attention",
+    "partial_combine",
     "reduction",
     "single_query_attention",
 )

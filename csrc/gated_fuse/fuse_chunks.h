@@ -2,6 +2,8 @@
 // and the kernel that serves its number of branches.
 #pragma once
 
+#include "../common/partial_sums.h"
+#include "../common/streaming.h"
 #include "fuse_row.h"
 
 namespace hybrid {
@@ -17,8 +19,6 @@ void fuse_backward(const GatedFuseParams& p, int64_t chunk_begin, int64_t chunk_
 namespace {
 
 constexpr int64_t kChunkPixels = 256;
-constexpr int64_t kLine = 64;                       // bytes of a cache line
-constexpr int64_t kStreamBytes = int64_t{8} << 20;  // results from this size on bypass the caches
 
 // The cut into chunks: a piece of one image, or several whole small images.
 struct Cut {
@@ -42,7 +42,7 @@ struct Workspace {
   int64_t stride, gate, gate_total, scale, scale_total;  // in elements
 
   Workspace(const GatedFuseParams& p, const Cut& cut)
-      : stride(ceil_div<int64_t>(p.C, Arithmetic<T>::kCount) * Arithmetic<T>::kCount),
+      : stride(whole_vectors<T>(p.C)),
         gate(p.grad_weight ? 2 * p.n * stride : 0),
         gate_total(cut.chunks * gate),
         scale(p.grad_scale ? p.n * stride : 0),
@@ -58,19 +58,13 @@ struct Workspace {
   }
 };
 
-template <class Scalar>
-void zero(Scalar* sums, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) sums[i] = 0;
-}
-
 // Whether whole vectors of every result are aligned, so that they can be streamed.
 template <class T>
 bool can_stream(const GatedFuseParams& p, bool backward) {
-  const int64_t row = p.C * static_cast<int64_t>(sizeof(T));
-  if (row % kLine != 0 || p.B * p.H * p.W * row < kStreamBytes) return false;
   uintptr_t places = reinterpret_cast<uintptr_t>(backward ? p.grad_x : p.y);
   for (int k = 0; backward && k < p.n; ++k) places |= reinterpret_cast<uintptr_t>(p.grad_m[k]);
-  return places % kLine == 0;
+  const int64_t row = p.C * static_cast<int64_t>(sizeof(T));
+  return streams_rows(places, row, p.B * p.H * p.W * row);
 }
 
 // The rows of a chunk, one after another.

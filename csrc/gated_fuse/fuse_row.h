@@ -2,38 +2,12 @@
 // channels stays in registers, and every map is read or written once.
 #pragma once
 
-#include "../common/simd.h"
+#include "../common/arithmetic.h"
 #include "gated_fuse.h"
 
 namespace hybrid {
 namespace HYBRID_ISA {
 namespace {
-
-// What arithmetic on elements of T runs in: Scalar by itself, kCount of them as Vector.
-template <class T>
-struct Arithmetic {
-  using Scalar = float;
-  using Vector = F;
-  static constexpr int kCount = kLanes;
-};
-
-// float64 is there for checking gradients: plain code will do.
-template <>
-struct Arithmetic<double> {
-  using Scalar = double;
-  using Vector = double;
-  static constexpr int kCount = 1;
-};
-
-inline double exp2(double x) { return __builtin_exp2(x); }
-inline double broadcast(double x) { return x; }
-inline double fma(double a, double b, double c) { return a * b + c; }
-inline double max(double a, double b) { return a > b ? a : b; }
-inline double load(const double* p) { return *p; }
-inline double load_first(const double* p, int) { return *p; }
-inline void store(double* p, double v) { *p = v; }
-inline void store_first(double* p, double v, int) { *p = v; }
-inline void stream_one(double* p, double v) { *p = v; }
 
 // The first pixel of a row in some map, and the way to the next pixel.
 template <class T>
@@ -69,7 +43,6 @@ template <class T, int N, bool kGated>
 class RowKernel {
   using Scalar = typename Arithmetic<T>::Scalar;
   using V = typename Arithmetic<T>::Vector;
-  static constexpr int kCount = Arithmetic<T>::kCount;
   static constexpr int kMax = N ? N : kMaxBranches;
 
  public:
@@ -121,19 +94,13 @@ class RowKernel {
   }
 
  private:
-  struct All {};
-  struct First {
-    int count;
-  };
-
   // body(pixel, channel, lanes) for every vector of channels of every pixel.
   template <class Body>
   void for_each_vector(const Body& body) const {
-    const int64_t whole = r_.C / kCount * kCount;
-    const First rest{static_cast<int>(r_.C - whole)};
     for (int64_t pixel = 0; pixel < r_.pixels; ++pixel) {
-      for (int64_t c = 0; c < whole; c += kCount) body(pixel, c, All{});
-      if (rest.count) body(pixel, whole, rest);
+      const auto at_pixel = [&](int64_t c, auto lanes)
+                                __attribute__((always_inline)) { body(pixel, c, lanes); };
+      HYBRID_ISA::for_each_vector<T>(r_.C, at_pixel);
     }
   }
 
@@ -181,21 +148,9 @@ class RowKernel {
   static V load_at(const Pixels<const T>& map, int64_t pixel, int64_t c, Which lanes) {
     return load_lanes(map.first + pixel * map.step + c, lanes);
   }
-  template <class E>
-  static V load_lanes(const E* from, All) {
-    return load(from);
-  }
-  template <class E>
-  static V load_lanes(const E* from, First lanes) {
-    return load_first(from, lanes.count);
-  }
-
-  void store_at(const Pixels<T>& map, int64_t pixel, int64_t c, All, V v) const {
-    T* to = map.first + pixel * map.step + c;
-    return r_.streams ? stream_one(to, v) : store(to, v);
-  }
-  void store_at(const Pixels<T>& map, int64_t pixel, int64_t c, First lanes, V v) const {
-    store_first(map.first + pixel * map.step + c, v, lanes.count);
+  template <class Which>
+  void store_at(const Pixels<T>& map, int64_t pixel, int64_t c, Which lanes, V v) const {
+    stream_lanes(map.first + pixel * map.step + c, v, lanes, r_.streams);
   }
 
   // Adds a b to the sums. Their rows end in whole vectors: idle lanes have a place too.

@@ -32,17 +32,6 @@ void backward(const GatedFuseParams& p, int64_t begin, int64_t end) {
   }
 }
 
-// One row of `count` partial sums, added up over `parts` that lie `stride` apart: in ascending
-// order, in double.
-template <class Scalar>
-void sum_parts(const Scalar* first, int64_t parts, int64_t stride, int64_t count, Scalar* sums) {
-  for (int64_t c = 0; c < count; ++c) {
-    double sum = 0;
-    for (int64_t i = 0; i < parts; ++i) sum += first[i * stride + c];
-    sums[c] = static_cast<Scalar>(sum);
-  }
-}
-
 template <class T>
 void reduce_sums(const GatedFuseParams& p) {
   using Scalar = typename Arithmetic<T>::Scalar;

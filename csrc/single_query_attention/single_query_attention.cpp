@@ -5,7 +5,7 @@
 #include <cmath>
 #include <tuple>
 
-#include "../common/tensors.h"
+#include "../common/indices.h"
 
 STABLE_TORCH_LIBRARY_FRAGMENT(hybrid, m) {
   m.def(
@@ -41,18 +41,9 @@ Tensor checked_exclude(const Tensor& exclude, const Tensor& k) {
   const int64_t images = k.size(0), tokens = k.size(1);
   check(exclude.dim() == 2 && exclude.size(0) == images, kOp, ": exclude has shape ",
         shape_text(exclude), "; expected (", images, ", n) = (B, excluded tokens)");
-  const ScalarType type = exclude.scalar_type();
-  check(type == ScalarType::Int || type == ScalarType::Long, kOp,
-        ": exclude holds no int32 or int64 indices; convert it with .to(torch.int64)");
-  check_same_device(kOp, "exclude", exclude, "k", k);
   check(exclude.size(1) < tokens || images == 0, kOp, ": exclude has ", exclude.size(1),
         " indices for each image of ", tokens, " tokens; expected fewer, so that a key is left");
-  const Tensor dense = torch::stable::contiguous(torch::stable::to(exclude, ScalarType::Long));
-  const int64_t* index = static_cast<const int64_t*>(dense.const_data_ptr());
-  for (int64_t i = 0; i < dense.numel(); ++i)
-    check(index[i] >= 0 && index[i] < tokens, kOp, ": exclude holds index ", index[i],
-          "; expected 0 to ", tokens - 1);
-  return dense;
+  return checked_indices(kOp, "exclude", exclude, "k", k, tokens);
 }
 
 SingleQueryAttentionParams checked_params(const Tensor& query, const Tensor& k, const Tensor& v,

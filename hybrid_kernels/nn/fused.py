@@ -8,6 +8,7 @@ from ..ops import (
     atrous_attention,
     gated_fuse,
     multiscale_attention,
+    partial_combine,
     single_query_attention,
 )
 from .branch_linear import branch_project_in, branch_project_out
@@ -20,6 +21,7 @@ FUSED = replace(
     atrous_dwconv=atrous_dwconv,
     gated_fuse=gated_fuse,
     multiscale_attention=multiscale_attention,
+    partial_combine=partial_combine,
     single_query_attention=single_query_attention,
     branch_project_in=branch_project_in,
     branch_project_out=branch_project_out,

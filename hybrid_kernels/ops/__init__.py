@@ -5,6 +5,7 @@ from .atrous_partition import atrous_merge, atrous_partition
 from .conv_attention import conv_attention
 from .gated_fuse import gated_fuse
 from .multiscale_attention import multiscale_attention
+from .partial_combine import partial_combine
 from .single_query_attention import single_query_attention
 
 __all__ = [
@@ -14,5 +15,6 @@ __all__ = [
     "conv_attention",
     "gated_fuse",
     "multiscale_attention",
+    "partial_combine",
     "single_query_attention",
 ]
