@@ -128,6 +128,16 @@ def attention_of_few_queries(problem: str) -> None:
     )
 
 
+def attention_of_generated_weights(problem: str) -> None:
+    from hybrid_kernels.triton import conv_attention as op
+
+    heads, width = 2, int(problem.removeprefix("d <= "))
+    v = empty(8, 14, 14, heads * width, dtype=torch.bfloat16)
+    logits = empty(8, 7, 7, heads, 9, 9, dtype=torch.bfloat16)
+    y = op.conv_attention(v, logits, 0.25, 3, 2, 1)
+    op.conv_attention_backward(y, v, logits, 0.25, 3, 2, 1, True, True)
+
+
 def partition(problem: str) -> None:
     from hybrid_kernels.triton import atrous_partition as op
 
@@ -166,6 +176,8 @@ def calls(kernel: str, problem: str) -> list[Callable[[], None]]:
         return [lambda: fold_of_attention(problem)]
     if kernel == "atrous_partition.copy":
         return [lambda: partition(problem)]
+    if kernel.startswith("conv_attention"):
+        return [lambda: attention_of_generated_weights(problem)]
     if kernel.startswith("multiscale_attention"):
         return [lambda: attention_over_segments(problem)]
     if kernel.startswith("single_query_attention"):
@@ -179,6 +191,7 @@ MODULES = (
     "atrous_attention",
     "atrous_attention_backward",
     "atrous_partition",
+    "conv_attention",
     "gated_fuse",
     "multiscale_attention",
     "partial_combine",
