@@ -150,6 +150,40 @@ std::tuple<Tensor, Tensor> backward_cpu(Tensor grad_out, Tensor v, Tensor logits
 
 #endif
 
+#if defined(HYBRID_WITH_CUDA) || defined(HYBRID_HOST_EMULATOR)
+
+void check_cuda_dtype(const Tensor& v) {
+  check(v.scalar_type() != ScalarType::Double, kOp,
+        ": v has float64, which only the CPU and reference backends compute; convert it, or use "
+        "hybrid_kernels.use_backend('reference')");
+}
+
+Tensor forward_cuda(Tensor v, Tensor logits, double scale, int64_t kernel, int64_t stride,
+                    int64_t padding) {
+  check_cuda_dtype(v);
+  return forward({v, logits, scale, kernel, stride, padding}, [&](const ConvAttentionParams& p) {
+    launch_on_device_of(kOp, v,
+                        [&](void* stream) { return hk_conv_attention_forward(&p, stream); });
+  });
+}
+
+std::tuple<Tensor, Tensor> backward_cuda(Tensor grad_out, Tensor v, Tensor logits, double scale,
+                                         int64_t kernel, int64_t stride, int64_t padding,
+                                         bool need_v, bool need_logits) {
+  check_cuda_dtype(v);
+  return backward(
+      {v, logits, scale, kernel, stride, padding}, grad_out, need_v, need_logits,
+      [&](ConvAttentionParams p) {
+        const int64_t rows = p.B * p.H2 * p.W2 * p.h * p.kernel * p.kernel;
+        const Tensor statistics = empty_like_type(v, {p.grad_v ? 2 * rows : 0}, ScalarType::Float);
+        if (p.grad_v) p.statistics = statistics.mutable_data_ptr();
+        launch_on_device_of(kOp, v,
+                            [&](void* stream) { return hk_conv_attention_backward(&p, stream); });
+      });
+}
+
+#endif
+
 }  // namespace
 }  // namespace hybrid
 
@@ -157,5 +191,12 @@ std::tuple<Tensor, Tensor> backward_cpu(Tensor grad_out, Tensor v, Tensor logits
 STABLE_TORCH_LIBRARY_IMPL(hybrid, CPU, m) {
   m.impl("conv_attention", TORCH_BOX(&hybrid::forward_cpu));
   m.impl("conv_attention_backward", TORCH_BOX(&hybrid::backward_cpu));
+}
+#endif
+
+#if defined(HYBRID_WITH_CUDA) || defined(HYBRID_HOST_EMULATOR)
+STABLE_TORCH_LIBRARY_IMPL(hybrid, HYBRID_CUDA_KEY, m) {
+  m.impl("conv_attention", TORCH_BOX(&hybrid::forward_cuda));
+  m.impl("conv_attention_backward", TORCH_BOX(&hybrid::backward_cuda));
 }
 #endif

@@ -43,6 +43,7 @@ struct ConvAttentionParams {
   ConvAttentionMap grad_out;
   void* grad_v;       // (B, H, W, C)
   void* grad_logits;  // like logits
+  void* statistics;   // CUDA, for grad_v: (B, H2, W2, h, k^2, 2) float32
 };
 
 // CPU. A launch is cut into chunks of windows by shape alone. One table per instruction set.
@@ -53,3 +54,9 @@ struct ConvAttentionCpu {
 };
 
 }  // namespace hybrid
+
+// CUDA. They give 0 or a cudaError_t; the backward computes what has a place to go to.
+extern "C" {
+int hk_conv_attention_forward(const hybrid::ConvAttentionParams*, void* stream);
+int hk_conv_attention_backward(const hybrid::ConvAttentionParams*, void* stream);
+}
