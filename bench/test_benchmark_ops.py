@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from bench import (
     bench_atrous_attention,
     bench_atrous_partition,
+    bench_conv_attention,
     bench_gated_fuse,
     bench_multiscale_attention,
     bench_partial_combine,
@@ -28,6 +29,7 @@ BENCHES = [
     for module in (
         bench_atrous_attention,
         bench_atrous_partition,
+        bench_conv_attention,
         bench_gated_fuse,
         bench_multiscale_attention,
         bench_partial_combine,

@@ -6,12 +6,14 @@ from python_ref.ops import REFERENCE
 
 from ..ops import (
     atrous_attention,
+    conv_attention,
     gated_fuse,
     multiscale_attention,
     partial_combine,
     single_query_attention,
 )
 from .branch_linear import branch_project_in, branch_project_out
+from .conv_attention import conv_attention_fused
 from .phase_dwconv import atrous_dwconv
 
 # An operator that has no kernel yet stays the reference's.
@@ -19,6 +21,8 @@ FUSED = replace(
     REFERENCE,
     atrous_attention=atrous_attention,
     atrous_dwconv=atrous_dwconv,
+    conv_attention=conv_attention,
+    conv_attention_fused=conv_attention_fused,
     gated_fuse=gated_fuse,
     multiscale_attention=multiscale_attention,
     partial_combine=partial_combine,
