@@ -47,23 +47,33 @@ class PixelBuffer {
   using Scalar = typename Arithmetic<T>::Scalar;
 
   PixelBuffer(const ConvAttentionParams& p, const StepLayout<T>& layout, bool needed)
-      : p_(p), layout_(layout), data_(needed ? layout.images * layout.image : 0) {}
+      : p_(p),
+        layout_(layout),
+        parts_(layout.channels == p.d ? 1 : p.h),
+        width_(p.C / parts_),
+        data_(needed ? layout.images * layout.image : 0) {
+    for (int64_t i = 0; needed && i < layout.images; ++i) clear(i, 0, layout.rows);
+  }
 
   Scalar* data() const { return data_; }
 
-  // Rows [begin, end) of an image's pixels, where row 0 is row `first` of the map.
+  // Rows [begin, end) of an image's pixels, where row 0 is row `first` of the map. Beyond its left
+  // and right edges the buffer is never written again.
   void read(const ConvAttentionMap& map, int64_t place, int64_t image, int64_t first, int64_t begin,
             int64_t end) {
+    const int64_t parts = parts_, width = width_, channels = layout_.channels, step = map.stride[2];
     for (int64_t r = begin; r < end; ++r) {
-      clear(place, r, r + 1);
       const int64_t y = first + r;
-      if (y < 0 || y >= p_.H) continue;
+      if (y < 0 || y >= p_.H) {
+        clear(place, r, r + 1);
+        continue;
+      }
       const T* from = static_cast<const T*>(map.data) + image * map.stride[0] + y * map.stride[1];
-      Scalar* to = row(place, r) + p_.padding * layout_.pixel;
-      for (int64_t x = 0; x < p_.W; ++x, from += map.stride[2], to += layout_.pixel)
-        for (int n = 0; n < p_.h; ++n)
-          for_each_vector<T>(p_.d, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
-            store(to + n * layout_.channels + c, load_lanes(from + n * p_.d + c, lanes));
+      Scalar *to = pixels(place, r), *end_of_row = to + p_.W * layout_.pixel;
+      for (; to < end_of_row; from += step, to += layout_.pixel)
+        for (int64_t n = 0; n < parts; ++n)
+          for_each_vector<T>(width, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
+            store(to + n * channels + c, load_lanes(from + n * width + c, lanes));
           });
     }
   }
@@ -71,15 +81,16 @@ class PixelBuffer {
   // Those of the rows that lie in rows [own_begin, own_end) of the map.
   void write(void* map, int64_t place, int64_t image, int64_t first, int64_t end, int64_t own_begin,
              int64_t own_end) const {
+    const int64_t parts = parts_, width = width_, channels = layout_.channels, step = p_.C;
     for (int64_t r = 0; r < end; ++r) {
       const int64_t y = first + r;
       if (y < own_begin || y >= own_end) continue;
-      const Scalar* from = row(place, r) + p_.padding * layout_.pixel;
-      T* to = static_cast<T*>(map) + (image * p_.H + y) * p_.W * p_.C;
-      for (int64_t x = 0; x < p_.W; ++x, from += layout_.pixel, to += p_.C)
-        for (int n = 0; n < p_.h; ++n)
-          for_each_vector<T>(p_.d, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
-            store_lanes(to + n * p_.d + c, load(from + n * layout_.channels + c), lanes);
+      T* to = static_cast<T*>(map) + (image * p_.H + y) * p_.W * step;
+      const Scalar *from = pixels(place, r), *end_of_row = from + p_.W * layout_.pixel;
+      for (; from < end_of_row; from += layout_.pixel, to += step)
+        for (int64_t n = 0; n < parts; ++n)
+          for_each_vector<T>(width, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
+            store_lanes(to + n * width + c, load(from + n * channels + c), lanes);
           });
     }
   }
@@ -98,8 +109,13 @@ class PixelBuffer {
     return data_ + place * layout_.image + r * layout_.row;
   }
 
+  Scalar* pixels(int64_t place, int64_t r) const {
+    return row(place, r) + p_.padding * layout_.pixel;
+  }
+
   const ConvAttentionParams& p_;
   const StepLayout<T>& layout_;
+  const int64_t parts_, width_;  // runs of channels of a pixel: heads, or all heads as one
   AlignedBuffer<Scalar> data_;
 };
 

@@ -12,6 +12,7 @@ namespace {
 // float64 has vectors of one element.
 inline void transpose(double (&)[1]) {}
 inline double sums(const double (&rows)[1]) { return rows[0]; }
+inline double sum(double v) { return v; }
 
 // Matrices of slots x slots, one per lane: element e of lane l lies at [e * kCount + l].
 template <class T>
@@ -22,41 +23,45 @@ class LaneMatrices {
   static constexpr int kCount = Arithmetic<T>::kCount;
 
   explicit LaneMatrices(int slots)
-      : slots_(slots), elements_(slots * slots), data_(elements_ * kCount) {}
+      : slots_(slots),
+        elements_(slots * slots),
+        whole_(elements_ / kCount * kCount),
+        data_(elements_ * kCount) {}
 
   const Scalar* lane(int l) const { return data_ + l; }
 
   // From `count` matrices that lie `stride` apart; the lanes beyond repeat the last one.
   template <class E>
   void load_from(const E* first, int64_t stride, int count) {
-    for_each_block([&](int e, int width) __attribute__((always_inline)) {
+    const E* row[kCount];
+    for (int l = 0; l < kCount; ++l) row[l] = first + (l < count ? l : count - 1) * stride;
+    for (int e = 0; e < whole_; e += kCount) {
       V rows[kCount];
 #pragma GCC unroll 16
-      for (int l = 0; l < kCount; ++l) {
-        const E* row = first + (l < count ? l : count - 1) * stride + e;
-        rows[l] = width == kCount ? load(row) : load_first(row, width);
-      }
+      for (int l = 0; l < kCount; ++l) rows[l] = load(row[l] + e);
       transpose(rows);
 #pragma GCC unroll 16
-      for (int i = 0; i < kCount; ++i)
-        if (i < width) store(at(e + i), rows[i]);
-    });
+      for (int i = 0; i < kCount; ++i) store(at(e + i), rows[i]);
+    }
+    for (int l = 0; whole_ < elements_ && l < kCount; ++l) at(whole_)[l] = to_float(row[l][whole_]);
   }
 
   template <class E>
   void store_to(E* first, int64_t stride, int count) const {
-    for_each_block([&](int e, int width) __attribute__((always_inline)) {
+    for (int e = 0; e < whole_; e += kCount) {
       V rows[kCount];
 #pragma GCC unroll 16
-      for (int i = 0; i < kCount; ++i) rows[i] = i < width ? load(at(e + i)) : broadcast(Scalar(0));
+      for (int i = 0; i < kCount; ++i) rows[i] = load(at(e + i));
       transpose(rows);
 #pragma GCC unroll 16
       for (int l = 0; l < kCount; ++l) {
         if (l >= count) break;
-        E* row = first + l * stride + e;
-        width == kCount ? store(row, rows[l]) : store_first(row, rows[l], width);
+        store(first + l * stride + e, rows[l]);
       }
-    });
+    }
+    if constexpr (kCount > 1)
+      for (int l = 0; whole_ < elements_ && l < count; ++l)
+        first[l * stride + whole_] = from_float<E>(at(whole_)[l]);
   }
 
   // Logits -> softmax of scale * logits, row by row. kSlots: 9, or 0 for any number.
@@ -104,15 +109,8 @@ class LaneMatrices {
  private:
   Scalar* at(int element) const { return data_ + element * kCount; }
 
-  // body(first element, how many): whole vectors, of which the last overlaps the one before.
-  template <class Body>
-  void for_each_block(const Body& body) const {
-    if (elements_ < kCount) return body(0, elements_);
-    for (int e = 0; e < elements_; e += kCount)
-      body(e + kCount <= elements_ ? e : elements_ - kCount, kCount);
-  }
-
-  const int slots_, elements_;
+  // Elements in whole vectors. Side by side, k^4 of them: none or one is left over.
+  const int slots_, elements_, whole_;
   AlignedBuffer<Scalar> data_;
 };
 

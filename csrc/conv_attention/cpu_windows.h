@@ -45,8 +45,10 @@ class Windows {
         sums_(p, layout_, !is_backward_ || p.grad_v),
         weights_(slots_),
         weight_grads_(p.grad_logits ? slots_ : 0),
-        dot_row_(round_up(slots_ * slots_)),
-        dots_(p.grad_logits ? kCount * dot_row_ : 0) {
+        dot_row_(slots_ * slots_),
+        dots_(p.grad_logits ? kCount * dot_row_ : 0),
+        rows_(p.grad_logits ? slots_ * layout_.channels : 0),
+        columns_(p.grad_logits ? slots_ * layout_.channels : 0) {
     for (int s = 0; s < slots_; ++s)
       slot_[s] = s / p.kernel * layout_.row + s % p.kernel * layout_.pixel;
   }
@@ -66,7 +68,6 @@ class Windows {
   };
 
   static int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-  static int round_up(int n) { return (n + kCount - 1) / kCount * kCount; }
 
   void compute_band(int64_t image, int64_t images, Band own) {
     const int64_t own_begin = own.begin ? own.begin * p_.stride - p_.padding : 0;
@@ -173,21 +174,38 @@ class Windows {
       }
   }
 
-  // dots[p, q] = <a[p], b[q]>, and any numbers up to a whole vector of them.
-  void multiply(const Scalar* a, const Scalar* b, Scalar* dots) const {
-    const int slots = kSlots ? kSlots : slots_, last = slots * slots - 1;
-    for (int e = 0; e <= last; e += kCount) {
+  // dots[p, q] = <a[p], b[q]>
+  void multiply(const Scalar* a, const Scalar* b, Scalar* dots) {
+    gather_slots(a, rows_);
+    gather_slots(b, columns_);
+    const int slots = kSlots ? kSlots : slots_, pairs = slots * slots;
+    const int whole = pairs / kCount * kCount, vector = slots * kCount;
+    const int64_t end = layout_.channels * slots;
+#pragma GCC unroll 5
+    for (int e = 0; e < whole; e += kCount) {
       V products[kCount];
 #pragma GCC unroll 16
-      for (int i = 0; i < kCount; ++i) {
-        const int pair = e + i < last ? e + i : last;
-        const Scalar *row = a + slot_[pair / slots], *column = b + slot_[pair % slots];
-        products[i] = load(row) * load(column);
-        for (int64_t c = kCount; c < layout_.channels; c += kCount)
-          products[i] = fma(load(row + c), load(column + c), products[i]);
-      }
+      for (int i = 0; i < kCount; ++i) products[i] = broadcast(Scalar(0));
+      for (int64_t c = 0; c < end; c += vector)
+#pragma GCC unroll 16
+        for (int i = 0; i < kCount; ++i)
+          products[i] = fma(load(rows_ + c + (e + i) / slots * kCount),
+                            load(columns_ + c + (e + i) % slots * kCount), products[i]);
       store(dots + e, sums(products));
     }
+    if (whole == pairs) return;
+    V last = broadcast(Scalar(0));  // one product is left over
+    for (int64_t c = vector - kCount; c < end; c += vector)
+      last = fma(load(rows_ + c), load(columns_ + c), last);
+    dots[whole] = sum(last);
+  }
+
+  // A window's slots side by side: [vector of channels][slot][lane].
+  void gather_slots(const Scalar* from, Scalar* to) const {
+    const int slots = kSlots ? kSlots : slots_;
+    for (int64_t c = 0; c < layout_.channels; c += kCount)
+#pragma GCC unroll 9
+      for (int s = 0; s < slots; ++s, to += kCount) store(to, load(from + slot_[s] + c));
   }
 
   struct Place {
@@ -203,6 +221,7 @@ class Windows {
   Matrices weights_, weight_grads_;
   const int dot_row_;
   AlignedBuffer<Scalar> dots_;                     // [lane][slot][slot]
+  AlignedBuffer<Scalar> rows_, columns_;           // of a window: gradients and values
   int64_t slot_[kMaxConvKernel * kMaxConvKernel];  // from a window's first pixel
   int64_t base_[kCount];                           // of the first pixel, for each lane
   Place place_;                                    // of the next window in the step
