@@ -5,8 +5,9 @@ import pytest
 import torch
 from independent import check_equal, example, randomised, with_weights_of
 
+import hybrid_kernels
+import python_ref.ops
 from python_ref.models import create_model
-from python_ref.ops import conv_attention
 
 COAT = [
     (r"^patch_embed(\d)\.proj", r"serial.\1.embed.conv"),
@@ -63,7 +64,8 @@ def test_coat(widths, record_property):
 
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("size", [(8, 10), (7, 9)])
-def test_convolutional_attention_is_outlook_attention(stride, size, record_property):
+@pytest.mark.parametrize("package", [python_ref.ops, hybrid_kernels], ids=lambda m: m.__name__)
+def test_convolutional_attention_is_outlook_attention(package, stride, size, record_property):
     volo = independent.load("timm.models.volo")
     heads, dim = 6, 48
     theirs = randomised(volo.OutlookAttention(dim, heads, stride=stride, qkv_bias=True))
@@ -71,5 +73,5 @@ def test_convolutional_attention_is_outlook_attention(stride, size, record_prope
     with torch.no_grad():
         centres = theirs.pool(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         logits = theirs.attn(centres).unflatten(-1, (heads, 9, 9))
-        mixed = conv_attention(theirs.v(x), logits, theirs.scale, 3, stride, 1)
+        mixed = package.conv_attention(theirs.v(x), logits, theirs.scale, 3, stride, 1)
         check_equal(record_property, [theirs.proj(mixed)], [theirs(x)])

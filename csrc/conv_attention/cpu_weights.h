@@ -9,11 +9,6 @@ namespace hybrid {
 namespace HYBRID_ISA {
 namespace {
 
-// float64 has vectors of one element.
-inline void transpose(double (&)[1]) {}
-inline double sums(const double (&rows)[1]) { return rows[0]; }
-inline double sum(double v) { return v; }
-
 // Matrices of slots x slots, one per lane: element e of lane l lies at [e * kCount + l].
 template <class T>
 class LaneMatrices {

@@ -74,25 +74,28 @@ class Windows {
     const int64_t own_end = own.end < p_.H2 ? own.end * p_.stride - p_.padding : p_.H;
     const int64_t above = min(own.begin, (p_.kernel - 1) / p_.stride);
     const int64_t begin = own.begin - above;
-    for (int64_t w = begin; w < own.end; w += layout_.window_rows) {
-      const int64_t windows = min(layout_.window_rows, own.end - w);
+    int64_t finished = 0;  // pixel rows of the step before
+    for (int64_t w = begin, windows; w < own.end; w += windows) {
+      const bool is_own = w >= own.begin;
+      windows = min(layout_.window_rows, (is_own ? own.end : own.begin) - w);
       const int64_t rows = layout_.pixel_rows(p_, windows), first = w * p_.stride - p_.padding;
-      start_step(image, images, first, w == begin ? 0 : p_.kernel - 1, rows);
-      compute_step(image, images, w, windows);
-      const int64_t finished = w + windows < own.end ? windows * p_.stride : rows;
+      start_step(image, images, first, finished, rows);
+      compute_step(image, images, w, windows, is_own && p_.grad_logits);
+      finished = w + windows < own.end ? windows * p_.stride : rows;
       void* map = is_backward_ ? p_.grad_v : p_.y;
       for (int64_t i = 0; map && i < images; ++i)
         sums_.write(map, i, image + i, first, finished, own_begin, own_end);
     }
   }
 
-  // The first `kept` rows are the last ones of the step before, of which there is one image.
-  void start_step(int64_t image, int64_t images, int64_t first, int64_t kept, int64_t rows) {
+  // After `finished` rows of pixels, the first ones are the last ones of the step before, of which
+  // there is one image.
+  void start_step(int64_t image, int64_t images, int64_t first, int64_t finished, int64_t rows) {
     const bool has_values = !is_backward_ || p_.grad_logits, has_sums = !is_backward_ || p_.grad_v;
-    const int64_t from = layout_.window_rows * p_.stride;
-    if (kept && has_values) values_.slide(from, kept);
-    if (kept && is_backward_) grads_.slide(from, kept);
-    if (kept && has_sums) sums_.slide(from, kept);
+    const int64_t kept = finished ? p_.kernel - 1 : 0;
+    if (kept && has_values) values_.slide(finished, kept);
+    if (kept && is_backward_) grads_.slide(finished, kept);
+    if (kept && has_sums) sums_.slide(finished, kept);
     for (int64_t i = 0; i < images; ++i) {
       if (has_values) values_.read(p_.v, i, image + i, first, kept, rows);
       if (is_backward_) grads_.read(p_.grad_out, i, image + i, first, kept, rows);
@@ -101,14 +104,15 @@ class Windows {
   }
 
   // All heads of all windows of the step: neighbours in memory, as many at once as there are lanes.
-  void compute_step(int64_t image, int64_t images, int64_t first_row, int64_t rows) {
+  void compute_step(int64_t image, int64_t images, int64_t first_row, int64_t rows,
+                    bool need_logits) {
     const int64_t first = (image * p_.H2 + first_row) * p_.W2 * p_.h;
     const int64_t count = images * rows * p_.W2 * p_.h;
     place_ = {};
     for (int64_t i = 0; i < count; i += kCount) {
       const int lanes = static_cast<int>(min(kCount, count - i));
       for (int l = 0; l < lanes; ++l) next_window(base_[l], rows);
-      is_backward_ ? backward(first + i, lanes) : forward(first + i, lanes);
+      is_backward_ ? backward(first + i, lanes, need_logits) : forward(first + i, lanes);
     }
   }
 
@@ -137,11 +141,11 @@ class Windows {
       mix<false>(weights_.lane(l), values_.data() + base_[l], sums_.data() + base_[l]);
   }
 
-  void backward(int64_t item, int lanes) {
+  void backward(int64_t item, int lanes, bool need_logits) {
     load_weights(item, lanes);
     for (int l = 0; p_.grad_v && l < lanes; ++l)
       mix<true>(weights_.lane(l), grads_.data() + base_[l], sums_.data() + base_[l]);
-    if (!p_.grad_logits) return;
+    if (!need_logits) return;
     for (int l = 0; l < lanes; ++l)
       multiply(grads_.data() + base_[l], values_.data() + base_[l], dots_ + l * dot_row_);
     weight_grads_.load_from(static_cast<const Scalar*>(dots_), dot_row_, lanes);
