@@ -12,6 +12,7 @@ from .ops import (
     gated_fuse,
     multiscale_attention,
     partial_combine,
+    pool_cat,
     single_query_attention,
 )
 from .output_cache import (
@@ -37,6 +38,7 @@ __all__ = [
     "multiscale_attention",
     "output_cache_info",
     "partial_combine",
+    "pool_cat",
     "save_weights",
     "set_backend",
     "set_output_cache",

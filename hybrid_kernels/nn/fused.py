@@ -10,6 +10,7 @@ from ..ops import (
     gated_fuse,
     multiscale_attention,
     partial_combine,
+    pool_cat,
     single_query_attention,
 )
 from .branch_linear import branch_project_in, branch_project_out
@@ -26,6 +27,7 @@ FUSED = replace(
     gated_fuse=gated_fuse,
     multiscale_attention=multiscale_attention,
     partial_combine=partial_combine,
+    pool_cat=pool_cat,
     single_query_attention=single_query_attention,
     branch_project_in=branch_project_in,
     branch_project_out=branch_project_out,

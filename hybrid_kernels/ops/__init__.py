@@ -6,6 +6,7 @@ from .conv_attention import conv_attention
 from .gated_fuse import gated_fuse
 from .multiscale_attention import multiscale_attention
 from .partial_combine import partial_combine
+from .pool_cat import pool_cat
 from .single_query_attention import single_query_attention
 
 __all__ = [
@@ -16,5 +17,6 @@ __all__ = [
     "gated_fuse",
     "multiscale_attention",
     "partial_combine",
+    "pool_cat",
     "single_query_attention",
 ]
