@@ -84,6 +84,132 @@ def modules() -> Iterator[Any]:
         module = importlib.import_module(f"hybrid_kernels.triton.{path.stem}")
         if module is not launch and hasattr(module, "launch"):
             yield module
+def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """A tensor without memory: launchers only look at its shape, strides and dtype."""
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def attention(problem: str, window: int, size: int) -> None:
+    from hybrid_kernels.triton import atrous_attention as op
+
+    bits, width = problem.split(", e <= ")
+    n, heads, dilations = 4, 2, (1, 2, 4, 8)
+    qkv = empty(8, size, size, n, 3, heads, int(width), dtype=DTYPES[bits])
+    bias = empty(n, (2 * window - 1) ** 2, heads)
+    out, lse = op.atrous_attention(qkv, bias, dilations, window, 0.25)
+    op.atrous_attention_backward(out, qkv, bias, out, lse, dilations, window, 0.25, True, True)
+
+
+def fold_of_attention(problem: str) -> None:
+    slots = int(problem.removeprefix("T <= "))
+    attention("16-bit, e <= 32", window={16: 4, 32: 5, 64: 7, 128: 11, 256: 16}[slots], size=60)
+
+
+def attention_over_segments(problem: str) -> None:
+    from hybrid_kernels.triton import multiscale_attention as op
+
+    bits, width = problem.split(", e <= ")
+    d, dtype = int(width), DTYPES[bits]
+    q = empty(8, 200, 4, d, dtype=dtype)
+    ks = vs = [empty(8, keys, 4, d, dtype=dtype) for keys in (200, 56, 30)]
+    out, lse = op.multiscale_attention(q, ks, vs, 0.25)
+    needs = [True] * 3
+    op.multiscale_attention_backward(out, q, ks, vs, out, lse, 0.25, True, needs, needs)
+
+
+def attention_of_few_queries(problem: str) -> None:
+    from hybrid_kernels.triton import single_query_attention as op
+
+    bits, width = problem.split(", e <= ")
+    query, tokens = (empty(8, n, 4, int(width), dtype=DTYPES[bits]) for n in (8, 3000))
+    exclude = empty(8, 100, dtype=torch.int64)
+    out, lse = op.single_query_attention(query, tokens, tokens, 0.25, exclude)
+    op.single_query_attention_backward(
+        out, query, tokens, tokens, out, lse, 0.25, exclude, True, True, True
+    )
+
+
+def attention_of_generated_weights(problem: str) -> None:
+    from hybrid_kernels.triton import conv_attention as op
+
+    heads, width = 2, int(problem.removeprefix("d <= "))
+    v = empty(8, 14, 14, heads * width, dtype=torch.bfloat16)
+    logits = empty(8, 7, 7, heads, 9, 9, dtype=torch.bfloat16)
+    y = op.conv_attention(v, logits, 0.25, 3, 2, 1)
+    op.conv_attention_backward(y, v, logits, 0.25, 3, 2, 1, True, True)
+
+
+def partition(problem: str) -> None:
+    from hybrid_kernels.triton import atrous_partition as op
+
+    x = empty(8, 50, 50, 96, dtype=DTYPES[problem])
+    op.atrous_merge(op.atrous_partition(x, 7, 2, 0.0), 50, 50, 7, 2)
+
+
+def fuse(problem: str) -> None:
+    from hybrid_kernels.triton import gated_fuse as op
+
+    x, n = empty(8, 50, 50, 96, dtype=DTYPES[problem]), 8
+    inputs = (x, [x] * n, empty(n, 96), empty(n, 96), empty(8, n, 96), True)
+    op.gated_fuse(*inputs)
+    op.gated_fuse_backward(x, *inputs, True, [True] * n, True, True)
+
+
+def combine(problem: str) -> None:
+    from hybrid_kernels.triton import partial_combine as op
+
+    x, foreground = (empty(8, n, 96, dtype=DTYPES[problem]) for n in (3000, 100))
+    index = empty(8, 100, dtype=torch.int32)
+    op.partial_combine(x, empty(8, 96, dtype=x.dtype), foreground, index)
+    op.partial_combine_backward(x, index, True, True, True)
+
+
+def depthwise(problem: str) -> None:
+    from hybrid_kernels.triton import dwconv_act as op
+
+    x, weight, bias = empty(8, 50, 50, 96, dtype=DTYPES[problem]), empty(3, 3, 96), empty(96)
+    op.dwconv_act(x, weight, bias, "gelu")
+    op.dwconv_act_backward(x, x, weight, bias, "gelu", True, True, True)
+
+
+def calls(kernel: str, problem: str) -> list[Callable[[], None]]:
+    """Calls that launch a kernel in its problem class, in the forms that need most registers.
+
+    Ragged maps mask keys in the loop; windows beyond one tile run other code than those within.
+    """
+    if kernel in ("atrous_attention.forward", "atrous_attention.pairs"):
+        return [lambda: attention(problem, 7, 60), lambda: attention(problem, 12, 60)]
+    if kernel in ("atrous_attention.by_query", "atrous_attention.by_key"):
+        return [lambda: attention(problem, 12, 60)]
+    if kernel == "atrous_attention.fold":
+        return [lambda: fold_of_attention(problem)]
+    if kernel == "atrous_partition.copy":
+        return [lambda: partition(problem)]
+    if kernel.startswith("conv_attention"):
+        return [lambda: attention_of_generated_weights(problem)]
+    if kernel.startswith("multiscale_attention"):
+        return [lambda: attention_over_segments(problem)]
+    if kernel.startswith("single_query_attention"):
+        return [lambda: attention_of_few_queries(problem)]
+    if kernel.startswith("partial_combine"):
+        return [lambda: combine(problem)]
+    if kernel.startswith("dwconv_act"):
+        return [lambda: depthwise(problem)]
+    return [lambda: fuse("32-bit" if kernel == "reduction.fold" else problem)]
+
+
+MODULES = (
+    "atrous_attention",
+    "atrous_attention_backward",
+    "atrous_partition",
+    "conv_attention",
+    "dwconv_act",
+    "gated_fuse",
+    "multiscale_attention",
+    "partial_combine",
+    "reduction",
+    "single_query_attention",
+)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@
 //                                is aligned to what is stored; stream_fence() when done
 //   stream_one(p, v)             the same for a single vector of any type
 //   select_first(a, b, n)        a in the first n lanes, b in the others
+//   select_positive(v, a, b)     a in the lanes where v > 0, b in the others
 //   transpose(rows)              of kLanes vectors       sums(rows): lane i = sum of rows[i]
 //   sum(v)  largest(v)           over the lanes
 //   exp2(v)  log2(v)             relative error about 1e-7; exp2 for v below 128

@@ -38,6 +38,9 @@ inline __m256i first_mask(int n) {
 inline F select_first(F a, F b, int n) {
   return _mm256_blendv_ps(b, a, _mm256_castsi256_ps(first_mask(n)));
 }
+inline F select_positive(F v, F a, F b) {
+  return _mm256_blendv_ps(b, a, _mm256_cmp_ps(v, _mm256_setzero_ps(), _CMP_GT_OQ));
+}
 
 inline F load(const float* p) { return _mm256_loadu_ps(p); }
 inline F load_first(const float* p, int n) { return _mm256_maskload_ps(p, first_mask(n)); }

@@ -29,6 +29,9 @@ inline __mmask16 first_mask(int n) {
   return static_cast<__mmask16>(n >= kLanes ? 0xffffu : (1u << n) - 1);
 }
 inline F select_first(F a, F b, int n) { return _mm512_mask_blend_ps(first_mask(n), b, a); }
+inline F select_positive(F v, F a, F b) {
+  return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_GT_OQ), b, a);
+}
 
 inline F load(const float* p) { return _mm512_loadu_ps(p); }
 inline F load_first(const float* p, int n) { return _mm512_maskz_loadu_ps(first_mask(n), p); }

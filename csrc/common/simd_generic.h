@@ -25,6 +25,7 @@ inline float largest(F v) {
   return a > b ? a : b;
 }
 inline F select_first(F a, F b, int n) { return select(I{0, 1, 2, 3} < n, a, b); }
+inline F select_positive(F v, F a, F b) { return select(v > broadcast(0.f), a, b); }
 
 inline F load(const float* p) {
   F v;

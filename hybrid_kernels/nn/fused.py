@@ -7,6 +7,7 @@ from python_ref.ops import REFERENCE
 from ..ops import (
     atrous_attention,
     conv_attention,
+    dwconv_act,
     gated_fuse,
     multiscale_attention,
     partial_combine,
@@ -24,6 +25,7 @@ FUSED = replace(
     atrous_dwconv=atrous_dwconv,
     conv_attention=conv_attention,
     conv_attention_fused=conv_attention_fused,
+    dwconv_act=dwconv_act,
     gated_fuse=gated_fuse,
     multiscale_attention=multiscale_attention,
     partial_combine=partial_combine,

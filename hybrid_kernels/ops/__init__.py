@@ -3,6 +3,7 @@
 from .atrous_attention import atrous_attention
 from .atrous_partition import atrous_merge, atrous_partition
 from .conv_attention import conv_attention
+from .dwconv_act import dwconv_act
 from .gated_fuse import gated_fuse
 from .multiscale_attention import multiscale_attention
 from .partial_combine import partial_combine
@@ -14,6 +15,7 @@ __all__ = [
     "atrous_merge",
     "atrous_partition",
     "conv_attention",
+    "dwconv_act",
     "gated_fuse",
     "multiscale_attention",
     "partial_combine",

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ._maps import parameter_dtype, require_map, widened
 from ._registration import register, require, require_tensor
 
 MAX_BRANCHES = 8
@@ -44,13 +45,8 @@ def gated_fuse(
     Source: ACC-ViT ("Fusion of regional and sparse attention in Vision Transformers"), Eq. 2.
     """
     branches = list(m.unbind(3)) if isinstance(m, Tensor) else list(m)
-    weight, bias, scale = (_widened(parameter) for parameter in (weight, bias, scale))
+    weight, bias, scale = (widened(parameter) for parameter in (weight, bias, scale))
     return torch.ops.hybrid.gated_fuse(x, branches, weight, bias, scale, residual)
-
-
-def _widened(parameter: Tensor | None) -> Tensor | None:
-    is_narrow = parameter is not None and parameter.dtype in (torch.bfloat16, torch.float16)
-    return parameter.float() if is_narrow else parameter
 
 
 def _fake(x, m, weight, bias, scale, residual):
@@ -60,7 +56,7 @@ def _fake(x, m, weight, bias, scale, residual):
 def _fake_backward(
     grad, x, m, weight, bias, scale, residual, need_x, need_m, need_gate, need_scale
 ):
-    dtype = _parameter_dtype(x)
+    dtype = parameter_dtype(x)
     grad_x = x.new_empty(x.shape if need_x else (0,))
     grad_m = [x.new_empty(x.shape if need else (0,)) for need in need_m]
     gate_shape = (len(m), x.shape[3]) if need_gate else (0,)
@@ -110,20 +106,9 @@ def _flops_backward(grad, x, m, weight, bias, scale, residual, *_, **__):
     return 2 * _flops(x, m, weight, bias, scale, residual)
 
 
-def _parameter_dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
 def _check(x, m, weight, bias, scale, residual):
     op, n = "gated_fuse", len(m)
-    require(
-        x.dim() == 4,
-        f"{op}: x has shape {tuple(x.shape)}; expected 4 dimensions: (B, H, W, C)",
-    )
-    require(
-        x.is_floating_point(),
-        f"{op}: x has {x.dtype}; expected float32, bfloat16, float16 or float64",
-    )
+    require_map(op, "x", x)
     require(1 <= n <= MAX_BRANCHES, f"{op}: m has {n} branches; expected 1 to {MAX_BRANCHES}")
     for k, branch in enumerate(m):
         _check_tensor(f"m[{k}]", branch, x, [x.shape], "(B, H, W, C), as x", x.dtype)
@@ -132,7 +117,7 @@ def _check(x, m, weight, bias, scale, residual):
         f"{op}: {'weight' if weight is None else 'bias'} is None; give both weight and bias, or "
         "neither for the mean of the branches",
     )
-    dtype = _parameter_dtype(x)
+    dtype = parameter_dtype(x)
     B, C = x.shape[0], x.shape[3]
     for name, parameter in (("weight", weight), ("bias", bias)):
         if parameter is not None:

@@ -1,6 +1,6 @@
 """Sample inputs of every op, declared once for tests, benchmarks and ``hybrid-kernels check``.
 
-A module here bears its op's name and defines ``DECLARATION``.
+A module here bears its op's name and defines ``DECLARATION``; ``_maps`` helps them.
 """
 
 import enum
@@ -93,5 +93,6 @@ class Declaration:
 
 def declarations() -> dict[str, Declaration]:
     """All declarations, by op."""
-    names = sorted(module.name for module in pkgutil.iter_modules(__path__))
+    modules = (module.name for module in pkgutil.iter_modules(__path__))
+    names = sorted(name for name in modules if not name.startswith("_"))
     return {name: importlib.import_module(f"{__name__}.{name}").DECLARATION for name in names}

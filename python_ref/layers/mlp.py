@@ -6,10 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from python_ref.layers.layout import to_nchw, to_nhwc
+from python_ref.layers.layout import to_nchw, to_nhwc, to_stencil
 from python_ref.layers.squeeze_excite import SqueezeExcite
+from python_ref.ops import REFERENCE, OpTable
 
 DEPTHWISE = (False, True, "residual", "between")
+# Activations that the depthwise operator applies on its way out.
+NAMES = {F.relu: "relu", F.relu6: "relu6", F.gelu: "gelu", F.hardswish: "hardswish"}
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -49,6 +52,8 @@ class Mlp(nn.Module):
         if depthwise not in DEPTHWISE:
             raise ValueError(f"depthwise must be one of {DEPTHWISE}, got {depthwise!r}")
         hidden = int(ratio * dim)
+        self.ops: OpTable = REFERENCE
+        self.used_ops = ("dwconv_act",) if depthwise else ()
         self.act, self.depthwise_mode = act, depthwise
         self.norm = nn.LayerNorm(dim, eps=norm_eps) if norm_eps is not None else None
         self.expand = nn.Linear(dim, hidden, bias=bias)
@@ -62,8 +67,14 @@ class Mlp(nn.Module):
             return self.act(hidden)
         if self.depthwise_mode == "between":
             hidden = self.act(hidden)
-        mixed = to_nhwc(self.depthwise(to_nchw(hidden)))
-        return self.act(hidden + mixed if self.depthwise_mode == "residual" else mixed)
+        if self.depthwise_mode == "residual" or self.act not in NAMES:
+            mixed = self._mix(hidden, "none")
+            return self.act(hidden + mixed if self.depthwise_mode == "residual" else mixed)
+        return self._mix(hidden, NAMES[self.act])
+
+    def _mix(self, hidden: Tensor, act: str) -> Tensor:
+        weight, bias = to_stencil(self.depthwise), self.depthwise.bias
+        return self.ops.dwconv_act(hidden, weight, bias, act)
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = self.expand(x if self.norm is None else self.norm(x))

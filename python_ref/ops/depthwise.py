@@ -16,7 +16,7 @@ def depthwise(
 
     Args:
         x: feature map (B, H, W, C), any floating dtype.
-        weight: kernels (kh, kw, C).
+        weight: kernels (kh, kw, C); a wider dtype than x's is rounded to it, as is that of bias.
         bias: (C,) or None.
         stride: in pixels.
         padding: zeros on every side; half of the kernel (kh // 2, kw // 2) unless given.
@@ -25,7 +25,8 @@ def depthwise(
         (B, H', W', C); with odd kernels and half padding, ceil(H / stride) and ceil(W / stride).
     """
     rows, columns, channels = weight.shape
-    kernel = weight.permute(2, 0, 1).unsqueeze(1)
+    kernel = weight.to(x.dtype).permute(2, 0, 1).unsqueeze(1)
+    bias = None if bias is None else bias.to(x.dtype)
     sides = (rows // 2, columns // 2) if padding is None else padding
     out = F.conv2d(x.permute(0, 3, 1, 2), kernel, bias, stride, sides, groups=channels)
     return out.permute(0, 2, 3, 1)

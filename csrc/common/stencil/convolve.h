@@ -1,0 +1,185 @@
+// The depthwise stencil itself, along one row of outputs: forward, and the gradient of the taps.
+// The gradient of the input is the stencil again, with its taps turned round.
+//
+// Channels are innermost: memory is read in order, and a tile of neighbouring pixels shares the
+// loads of taps and, where the stencil is dense, of pixels.
+#pragma once
+
+#include "rows.h"
+
+namespace hybrid {
+namespace HYBRID_ISA {
+namespace {
+
+// What K x K taps see from the first output of a row; the next output sees it `stride` pixels on.
+template <class Scalar, int K>
+struct Window {
+  const Scalar* rows[K];  // the pixel under the first tap of each row; null for rows of zeros
+  int64_t width;          // from pixel to pixel, in whole vectors
+  int64_t stride, dilation;
+
+  // Around row `centre` of a ring.
+  Window(const RowRing<Scalar>& ring, int64_t centre, int64_t width, int64_t stride = 1,
+         int64_t dilation = 1)
+      : width(width), stride(stride), dilation(dilation) {
+    for (int u = 0; u < K; ++u) {
+      rows[u] = ring.row(centre + (u - K / 2) * dilation);
+      if (rows[u]) rows[u] -= K / 2 * dilation * width;
+    }
+  }
+
+  // What the taps, turned round, see of a ring of gradients of outputs whose pixels were loaded
+  // `stride` apart: the outputs that read pixel row i.
+  static Window transposed(const RowRing<Scalar>& ring, int64_t i, int64_t width, int64_t stride,
+                           int64_t dilation) {
+    Window window(ring, i, width, 1, dilation);
+    for (int u = 0; u < K; ++u) {
+      const int64_t row = i + (u - K / 2) * dilation;
+      const bool is_output = row >= 0 && row % stride == 0;
+      window.rows[u] = is_output ? ring.row(row / stride) : nullptr;
+      if (window.rows[u]) window.rows[u] -= K / 2 * dilation * width;
+    }
+    return window;
+  }
+
+  bool is_dense() const { return stride == 1 && dilation == 1; }
+};
+
+// Taps (K, K, C) of a block of channels as whole vectors, in order or turned round.
+template <class Scalar, int K>
+class Taps {
+ public:
+  explicit Taps(int64_t width) : width_(width), data_(static_cast<size_t>(K * K * width)) {}
+
+  // weight(tap, channel) of the block's channels; idle lanes get 0.
+  template <class Weight>
+  void pack(int64_t channels, bool turned, const Weight& weight) {
+    for (int tap = 0; tap < K * K; ++tap)
+      for (int64_t c = 0; c < width_; ++c) {
+        const int from = turned ? K * K - 1 - tap : tap;
+        data_[tap * width_ + c] = c < channels ? weight(from, c) : 0;
+      }
+  }
+
+  const Scalar* data() const { return data_; }
+
+ private:
+  const int64_t width_;
+  AlignedBuffer<Scalar> data_;
+};
+
+template <class T, int K, int kPixels, bool kDense, class Emit>
+void convolve_tile(const Window<typename Arithmetic<T>::Scalar, K>& window, int64_t first,
+                   const typename Arithmetic<T>::Scalar* taps, int64_t channels, const Emit& emit) {
+  using V = typename Arithmetic<T>::Vector;
+  const Window<typename Arithmetic<T>::Scalar, K> w = window;  // by value: no store can alias it
+  const Emit result = emit;
+  const int64_t width = w.width, step = (kDense ? 1 : w.stride) * width;
+  const int64_t apart = (kDense ? 1 : w.dilation) * width;
+  for_each_vector<T>(channels, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
+    V acc[kPixels] = {};
+#pragma GCC unroll 3
+    for (int u = 0; u < K; ++u) {
+      if (!w.rows[u]) continue;
+      const auto* row = w.rows[u] + first * step + c;
+#pragma GCC unroll 7
+      for (int v = 0; v < K; ++v) {
+        const V tap = load(taps + (u * K + v) * width + c);
+#pragma GCC unroll 4
+        for (int t = 0; t < kPixels; ++t)
+          acc[t] = fma(tap, load(row + t * step + v * apart), acc[t]);
+      }
+    }
+#pragma GCC unroll 4
+    for (int t = 0; t < kPixels; ++t) result(first + t, c, lanes, acc[t]);
+  });
+}
+
+// emit(pixel, channel, lanes, sum of taps times what they see) for a row of outputs. It should
+// capture by value: what it refers to would be loaded again after every store.
+template <class T, int K, bool kDense, class Emit>
+void convolve_row_as(const Window<typename Arithmetic<T>::Scalar, K>& window, int64_t pixels,
+                     const typename Arithmetic<T>::Scalar* taps, int64_t channels,
+                     const Emit& emit) {
+  int64_t j = 0;
+  for (; j + 4 <= pixels; j += 4) convolve_tile<T, K, 4, kDense>(window, j, taps, channels, emit);
+  for (; j < pixels; ++j) convolve_tile<T, K, 1, kDense>(window, j, taps, channels, emit);
+}
+
+template <class T, int K, class Emit>
+void convolve_row(const Window<typename Arithmetic<T>::Scalar, K>& window, int64_t pixels,
+                  const typename Arithmetic<T>::Scalar* taps, int64_t channels, const Emit& emit) {
+  if (window.is_dense())
+    convolve_row_as<T, K, true>(window, pixels, taps, channels, emit);
+  else
+    convolve_row_as<T, K, false>(window, pixels, taps, channels, emit);
+}
+
+template <class T, int K, int kPixels, bool kDense>
+void correlate_tile(const Window<typename Arithmetic<T>::Scalar, K>& window, int64_t first,
+                    const typename Arithmetic<T>::Scalar* grad,
+                    typename Arithmetic<T>::Scalar* sums, int64_t sum_row) {
+  using V = typename Arithmetic<T>::Vector;
+  const Window<typename Arithmetic<T>::Scalar, K> w = window;
+  const int64_t width = w.width, step = (kDense ? 1 : w.stride) * width;
+  const int64_t apart = (kDense ? 1 : w.dilation) * width;
+  for (int64_t c = 0; c < width; c += Arithmetic<T>::kCount) {
+#pragma GCC unroll 3
+    for (int u = 0; u < K; ++u) {
+      if (!w.rows[u]) continue;
+      const auto* row = w.rows[u] + first * step + c;
+      V sum[K] = {};
+#pragma GCC unroll 8
+      for (int t = 0; t < kPixels; ++t) {
+        const V g = load(grad + (first + t) * step + c);
+#pragma GCC unroll 7
+        for (int v = 0; v < K; ++v) sum[v] = fma(g, load(row + t * step + v * apart), sum[v]);
+      }
+#pragma GCC unroll 7
+      for (int v = 0; v < K; ++v) {
+        auto* to = sums + (u * K + v) * sum_row + c;
+        store(to, load(to) + sum[v]);
+      }
+    }
+  }
+}
+
+template <class T, int K, bool kDense>
+void correlate_row_as(const Window<typename Arithmetic<T>::Scalar, K>& window, int64_t pixels,
+                      const typename Arithmetic<T>::Scalar* grad,
+                      typename Arithmetic<T>::Scalar* sums, int64_t sum_row) {
+  int64_t j = 0;
+  for (; j + 8 <= pixels; j += 8) correlate_tile<T, K, 8, kDense>(window, j, grad, sums, sum_row);
+  if (j + 4 <= pixels) {
+    correlate_tile<T, K, 4, kDense>(window, j, grad, sums, sum_row);
+    j += 4;
+  }
+  for (; j < pixels; ++j) correlate_tile<T, K, 1, kDense>(window, j, grad, sums, sum_row);
+}
+
+// Adds to the sums of tap t, at sums + t * sum_row, the gradients of a row of outputs times what
+// the tap sees. The gradients lie the window's stride apart, as a ring of them holds them.
+template <class T, int K>
+void correlate_row(const Window<typename Arithmetic<T>::Scalar, K>& window, int64_t pixels,
+                   const typename Arithmetic<T>::Scalar* grad, typename Arithmetic<T>::Scalar* sums,
+                   int64_t sum_row) {
+  if (window.is_dense())
+    correlate_row_as<T, K, true>(window, pixels, grad, sums, sum_row);
+  else
+    correlate_row_as<T, K, false>(window, pixels, grad, sums, sum_row);
+}
+
+// Adds a row (pixels, width) to `sums`.
+template <class T>
+void add_pixels(const typename Arithmetic<T>::Scalar* row, int64_t pixels, int64_t width,
+                typename Arithmetic<T>::Scalar* sums) {
+  for (int64_t c = 0; c < width; c += Arithmetic<T>::kCount) {
+    typename Arithmetic<T>::Vector sum{};
+    for (int64_t j = 0; j < pixels; ++j) sum = sum + load(row + j * width + c);
+    store(sums + c, load(sums + c) + sum);
+  }
+}
+
+}  // namespace
+}  // namespace HYBRID_ISA
+}  // namespace hybrid

@@ -1,0 +1,92 @@
+// What every stencil's <op>.cpp needs: checks of maps and their parameters, and torch tensors as
+// the maps of a parameter struct.
+#pragma once
+
+#include <deque>
+#include <string>
+
+#include "../activation.h"
+#include "../tensors.h"
+#include "map.h"
+
+namespace hybrid {
+
+// A tensor that may be None.
+using Parameter = std::optional<Tensor>;
+
+inline void check_map(const char* op, const char* name, const Tensor& x) {
+  check(x.dim() == 4, op, ": ", name, " has shape ", shape_text(x),
+        "; expected 4 dimensions: (B, H, W, C)");
+  check(x.size(1) > 0 && x.size(2) > 0, op, ": ", name, " has shape ", shape_text(x),
+        "; expected at least one pixel");
+}
+
+// A map of the shape, dtype and device of x.
+inline void check_like(const char* op, const char* name, const Tensor& t, const Tensor& x) {
+  check_shape(op, name, t, {x.size(0), x.size(1), x.size(2), x.size(3)}, "(B, H, W, C), as x");
+  check_dtype(op, name, t, x.scalar_type());
+  check_same_device(op, name, t, "x", x);
+}
+
+// A parameter: float32, or float64 beside float64.
+inline void check_parameter(const char* op, const char* name, const Tensor& t,
+                            const std::vector<int64_t>& shape, const char* meaning,
+                            const Tensor& x) {
+  check_shape(op, name, t, shape, meaning);
+  check_dtype(op, name, t, accumulate_type(x.scalar_type()));
+  check_same_device(op, name, t, "x", x);
+}
+
+inline Activation activation_of(const char* op, const std::string& act) {
+  std::string names;
+  for (int32_t i = 0; i < static_cast<int32_t>(std::size(kActivationNames)); ++i) {
+    if (act == kActivationNames[i]) return static_cast<Activation>(i);
+    names += std::string(i ? ", " : "") + kActivationNames[i];
+  }
+  check(false, op, ": act = '", act, "'; expected one of ", names);
+  return Activation::none;
+}
+
+inline bool is_empty(const Tensor& t) { return t.numel() == 0; }
+
+// The tensors that a kernel reads, kept alive until it returns.
+class Inputs {
+ public:
+  InputMap map(const Tensor& any) {
+    const Tensor& t = kept_.emplace_back(unit_last_stride(any));
+    InputMap map{t.const_data_ptr(), {}};
+    copy_strides(t, map.stride);
+    return map;
+  }
+
+  const void* parameter(const Tensor& any) {
+    return kept_.emplace_back(torch::stable::contiguous(any)).const_data_ptr();
+  }
+  const void* parameter(const Parameter& any) { return any ? parameter(*any) : nullptr; }
+
+ private:
+  std::deque<Tensor> kept_;
+};
+
+// A contiguous map.
+inline OutputMap output_map(const Tensor& t) {
+  return {t.mutable_data_ptr(), t.size(1) * t.size(2) * t.size(3), t.size(2), t.size(3)};
+}
+
+// Gradients; one that is not needed has no elements.
+inline Tensor new_map_gradient(const Tensor& x, bool needed) {
+  const auto sizes = x.sizes();
+  const std::vector<int64_t> shape(sizes.begin(), sizes.end());
+  return empty_like_type(x, needed ? shape : std::vector<int64_t>{0}, x.scalar_type());
+}
+inline Tensor new_parameter_gradient(const Tensor& x, bool needed,
+                                     const std::vector<int64_t>& shape) {
+  return empty_like_type(x, needed ? shape : std::vector<int64_t>{0},
+                         accumulate_type(x.scalar_type()));
+}
+
+inline Tensor new_workspace(const Tensor& x, int64_t bytes) {
+  return empty_like_type(x, {ceil_div<int64_t>(bytes, 4)}, ScalarType::Float);
+}
+
+}  // namespace hybrid

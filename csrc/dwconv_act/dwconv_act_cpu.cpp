@@ -1,0 +1,48 @@
+// dwconv_act on the CPU: the table of kernels, and the sums over parts. Compiled once per
+// instruction set.
+#include "../common/partial_sums.h"
+#include "rows.h"
+
+namespace hybrid {
+namespace HYBRID_ISA {
+namespace {
+
+void forward(const DwconvActParams& p, int64_t begin, int64_t end) {
+  for_dtype(p.dtype, [&](auto x) { dwconv_act_forward<decltype(x)>(p, begin, end); });
+}
+
+void backward(const DwconvActParams& p, int64_t begin, int64_t end) {
+  for_dtype(p.dtype, [&](auto x) { dwconv_act_backward<decltype(x)>(p, begin, end); });
+}
+
+void reduce(const DwconvActParams& p) {
+  for_dtype(p.dtype, [&](auto x) {
+    const auto sums = sums_of<decltype(x)>(p);
+    sums.reduce(0, kTaps, p.C, p.grad_weight);
+    sums.reduce(kTaps, 1, p.C, p.grad_bias);
+  });
+}
+
+int64_t jobs(const DwconvActParams& p) {
+  int64_t count = 0;
+  for_dtype(p.dtype, [&](auto x) { count = cut_of<decltype(x)>(p).jobs; });
+  return count;
+}
+
+int64_t workspace_bytes(const DwconvActParams& p) {
+  int64_t bytes = 0;
+  for_dtype(p.dtype, [&](auto x) { bytes = sums_of<decltype(x)>(p).bytes(); });
+  return bytes;
+}
+
+}  // namespace
+}  // namespace HYBRID_ISA
+
+template <>
+const DwconvActCpu& cpu_table<DwconvActCpu, Isa::HYBRID_ISA>() {
+  using namespace HYBRID_ISA;
+  static constexpr DwconvActCpu table{jobs, workspace_bytes, forward, backward, reduce};
+  return table;
+}
+
+}  // namespace hybrid

@@ -1,0 +1,17 @@
+#include "rows.h"
+
+namespace hybrid {
+namespace HYBRID_ISA {
+
+template <>
+void dwconv_act_forward<double>(const DwconvActParams& p, int64_t begin, int64_t end) {
+  for_activation(p.act, [&](auto act) { Worker<double>(p).forward<decltype(act)>(begin, end); });
+}
+
+template <>
+void dwconv_act_backward<double>(const DwconvActParams& p, int64_t begin, int64_t end) {
+  for_activation(p.act, [&](auto act) { Worker<double>(p).backward<decltype(act)>(begin, end); });
+}
+
+}  // namespace HYBRID_ISA
+}  // namespace hybrid

@@ -1,0 +1,167 @@
+// dwconv_act row by row: the bands of a job, forward and backward.
+#pragma once
+
+#include <type_traits>
+
+#include "../common/activations.h"
+#include "../common/stencil/convolve.h"
+#include "../common/stencil/cut.h"
+#include "dwconv_act.h"
+
+namespace hybrid {
+namespace HYBRID_ISA {
+
+// For maps of T. Each type is compiled in a file of its own, to be rebuilt in seconds.
+template <class T>
+void dwconv_act_forward(const DwconvActParams& p, int64_t begin, int64_t end);
+template <class T>
+void dwconv_act_backward(const DwconvActParams& p, int64_t begin, int64_t end);
+
+namespace {
+
+constexpr int64_t kSide = 3, kTaps = kSide * kSide;
+
+template <class T>
+Cut<T> cut_of(const DwconvActParams& p) {
+  return Cut<T>(p.B, p.H, p.W, p.C, kSide, p.W + 2);
+}
+
+// Rows 0 to 8 of the partial sums belong to the taps, row 9 to the bias.
+template <class T>
+PartSums<T> sums_of(const DwconvActParams& p) {
+  return PartSums<T>(cut_of<T>(p), kTaps + 1, p.workspace);
+}
+
+// What a worker holds while it runs jobs.
+template <class T>
+class Worker {
+  using Scalar = typename Arithmetic<T>::Scalar;
+  using V = typename Arithmetic<T>::Vector;
+  using Window3 = Window<Scalar, kSide>;
+
+ public:
+  explicit Worker(const DwconvActParams& p)
+      : p_(p),
+        cut_(cut_of<T>(p)),
+        width_(cut_.width),
+        x_(kSide, p.H, p.W, 1, width_),
+        taps_(width_),
+        bias_(static_cast<size_t>(width_)) {}
+
+  template <class Act>
+  void forward(int64_t begin, int64_t end) {
+    for_each_image(begin, end, [&](const Job& job, int64_t image) {
+      for (int64_t i = job.row_begin; i < job.row_end; ++i) {
+        fill_x(job, image, i + 1);
+        T* y = p_.y.row<T>(image, i, job.channel);
+        const Ahead<T> next(p_.x, p_.H, image, i + 2, job.channel);
+        const Scalar* bias = bias_;
+        convolve_row<T, kSide>(
+            Window3(x_, i, width_), p_.W, taps_.data(), job.channels,
+            [=, C = p_.C](int64_t j, int64_t c, auto lanes, V t) __attribute__((always_inline)) {
+              next.fetch(j, c);
+              store_lanes(y + j * C + c, Act::value(t + load(bias + c)), lanes);
+            });
+      }
+    });
+  }
+
+  template <class Act>
+  void backward(int64_t begin, int64_t end) {
+    RowRing<Scalar> dt(kSide, p_.H, p_.W, 1, width_);
+    Taps<Scalar, kSide> turned(width_);
+    const PartSums<T> sums = sums_of<T>(p_);
+    const bool needs_sums = p_.grad_weight || p_.grad_bias;
+    for_each_image(begin, end, [&](const Job& job, int64_t image) {
+      if (image == job.image_begin) {
+        pack(turned, job, true);
+        if (needs_sums) sums.clear(job, width_);
+      }
+      const int64_t halo = p_.grad_x.data ? 1 : 0;
+      dt.restart(job.row_begin - halo);
+      for (int64_t i = job.row_begin; i < job.row_end; ++i) {
+        dt.fill_to(i + halo, [&](int64_t row, Scalar* to) {
+          fill_dt<Act>(job, image, row, to);
+          if (needs_sums && row >= job.row_begin && row < job.row_end)
+            add_sums(sums, job, image, row, to);
+        });
+        if (!p_.grad_x.data) continue;
+        T* dx = p_.grad_x.row<T>(image, i, job.channel);
+        const Ahead<T> next(p_.grad, p_.H, image, i + 2, job.channel);
+        convolve_row<T, kSide>(Window3(dt, i, width_), p_.W, turned.data(), job.channels,
+                               [=, C = p_.C](int64_t j, int64_t c, auto lanes, V sum)
+                                   __attribute__((always_inline)) {
+                                     next.fetch(j, c);
+                                     store_lanes(dx + j * C + c, sum, lanes);
+                                   });
+      }
+    });
+  }
+
+ private:
+  // body(job, image) with the job's taps and bias at hand and no row of x.
+  template <class Body>
+  void for_each_image(int64_t begin, int64_t end, const Body& body) {
+    for (int64_t index = begin; index < end; ++index) {
+      const Job job = cut_.job(index);
+      pack(taps_, job, false);
+      const auto* bias = static_cast<const Scalar*>(p_.bias);
+      for (int64_t c = 0; c < width_; ++c)
+        bias_[c] = bias && c < job.channels ? bias[job.channel + c] : 0;
+      for (int64_t image = job.image_begin; image < job.image_end; ++image) {
+        x_.restart(job.row_begin - 2);
+        body(job, image);
+      }
+    }
+  }
+
+  void pack(Taps<Scalar, kSide>& taps, const Job& job, bool turned) const {
+    const auto* weight = static_cast<const Scalar*>(p_.weight) + job.channel;
+    taps.pack(job.channels, turned, [&](int tap, int64_t c) { return weight[tap * p_.C + c]; });
+  }
+
+  void fill_x(const Job& job, int64_t image, int64_t last) {
+    x_.fill_to(last, [&](int64_t i, Scalar* to) {
+      load_row(p_.x.row<T>(image, i, job.channel), p_.x.stride[2], p_.W, job.channels, to, width_,
+               Identity{});
+    });
+  }
+
+  template <class Act>
+  void fill_dt(const Job& job, int64_t image, int64_t row, Scalar* to) {
+    const T* grad = p_.grad.row<T>(image, row, job.channel);
+    if (std::is_same_v<Act, NoActivation>)
+      return load_row(grad, p_.grad.stride[2], p_.W, job.channels, to, width_, Identity{});
+    fill_x(job, image, row + 1);
+    const Ahead<T> next(p_.x, p_.H, image, row + 2, job.channel);
+    const Scalar* bias = bias_;
+    convolve_row<T, kSide>(
+        Window3(x_, row, width_), p_.W, taps_.data(), job.channels,
+        [=, step = p_.grad.stride[2], width = width_](int64_t j, int64_t c, auto lanes, V t)
+            __attribute__((always_inline)) {
+              next.fetch(j, c);
+              const V dy = load_lanes(grad + j * step + c, lanes);
+              store(to + j * width + c, dy * Act::derivative(t + load(bias + c)));
+            });
+  }
+
+  void add_sums(const PartSums<T>& sums, const Job& job, int64_t image, int64_t row,
+                const Scalar* dt) {
+    if (p_.grad_weight) {
+      fill_x(job, image, row + 1);
+      correlate_row<T, kSide>(Window3(x_, row, width_), p_.W, dt, sums.at(job), sums.row);
+    }
+    if (p_.grad_bias) add_pixels<T>(dt, p_.W, width_, sums.at(job) + kTaps * sums.row);
+  }
+
+  const DwconvActParams& p_;
+  const Cut<T> cut_;
+  const int64_t width_;
+  RowRing<Scalar> x_;
+  Taps<Scalar, kSide> taps_;
+  AlignedBuffer<Scalar> bias_;
+};
+
+}  // namespace
+}  // namespace HYBRID_ISA
+}  // namespace hybrid

@@ -1,0 +1,50 @@
+"""What ops on maps (B, H, W, C) share: the dtype of their parameters, and checks."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ._registration import require, require_tensor
+
+
+def parameter_dtype(x: Tensor) -> torch.dtype:
+    """Of the parameters beside a map, and of their gradients: float32, or float64 beside it."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def widened(parameter: Tensor | None) -> Tensor | None:
+    """A 16-bit parameter in float32; others as they are."""
+    is_narrow = parameter is not None and parameter.dtype in (torch.bfloat16, torch.float16)
+    return parameter.float() if is_narrow else parameter
+
+
+def require_map(op: str, name: str, x: Tensor) -> None:
+    """Raise ``ValueError`` unless x is a floating (B, H, W, C)."""
+    require(
+        x.dim() == 4,
+        f"{op}: {name} has shape {tuple(x.shape)}; expected 4 dimensions: (B, H, W, C)",
+    )
+    require(
+        x.is_floating_point(),
+        f"{op}: {name} has {x.dtype}; expected float32, bfloat16, float16 or float64",
+    )
+
+
+def require_pixels(op: str, x: Tensor) -> None:
+    """Raise ``ValueError`` for a map without a pixel; it may have no images."""
+    has_pixels = x.shape[1] > 0 and x.shape[2] > 0
+    require(has_pixels, f"{op}: x has shape {tuple(x.shape)}; expected at least one pixel")
+
+
+def require_parameter(
+    op: str, name: str, tensor: Tensor | None, shape: Sequence[int], meaning: str, x: Tensor
+) -> None:
+    """Raise ``ValueError`` unless a parameter beside the map x is None or has that shape."""
+    if tensor is not None:
+        require_tensor(op, name, tensor, [shape], meaning, parameter_dtype(x), ("x", x))
+
+
+def require_like(op: str, name: str, tensor: Tensor, shape: Sequence[int], meaning: str, x: Tensor):
+    """Raise ``ValueError`` unless a tensor has that shape, and the dtype and device of x."""
+    require_tensor(op, name, tensor, [shape], meaning, x.dtype, ("x", x))
