@@ -104,6 +104,14 @@ def pool(problem: str) -> None:
     op.pool_cat_backward(op.pool_cat(xs, 7, 7), xs, 7, 7, [True, True])
 
 
+def depthwise(problem: str) -> None:
+    from hybrid_kernels.triton import dwconv_act as op
+
+    x, weight, bias = empty(8, 50, 50, 96, dtype=DTYPES[problem]), empty(3, 3, 96), empty(96)
+    op.dwconv_act(x, weight, bias, "gelu")
+    op.dwconv_act_backward(x, x, weight, bias, "gelu", True, True, True)
+
+
 # The calls that launch the kernels whose names begin so, in the forms that need most registers:
 # ragged maps mask keys in the loop, and windows beyond one tile run other code than those within.
 CALLS: dict[str, tuple[Call, ...]] = {
@@ -113,6 +121,7 @@ CALLS: dict[str, tuple[Call, ...]] = {
     "atrous_attention.fold": (fold_of_attention,),
     "atrous_partition": (partition,),
     "conv_attention": (attention_of_generated_weights,),
+    "dwconv_act": (depthwise,),
     "gated_fuse": (fuse,),
     "multiscale_attention": (attention_over_segments,),
     "partial_combine": (combine,),
