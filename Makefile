@@ -24,7 +24,7 @@ SOURCES = $(CXX_SOURCES) setup.py .ci/run $(shell find $(ROOMS) -name '*.py' -o 
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo    a photograph through ACC-ViT: reference against fused, agreement and times"
+	@echo "make demo    a photograph through each paper's model: reference against fused, pictures"
 	@echo "make test    every suite: CPU, Triton's interpreter, CUDA on the host emulator, packaging"
 	@echo "make bench   hybrid-kernels bench: every op against its baselines and the roofline"
 	@echo "make build   the native library, in place; only what changed"

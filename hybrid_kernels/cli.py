@@ -283,37 +283,57 @@ def tune(names: tuple[str, ...]) -> None:
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Any picture; default is a photograph that comes with scikit-learn.",
 )
-@click.option("--pixel", nargs=2, type=int, metavar="ROW COLUMN", help="Whose attention to draw.")
+@click.option(
+    "--place",
+    nargs=2,
+    type=click.FloatRange(0, 1, max_open=True),
+    default=(0.42, 0.42),
+    show_default=True,
+    help="Row and column of what looks, as shares of the picture.",
+)
 @click.option(
     "--output",
-    type=click.Path(dir_okay=False, path_type=Path),
-    default=Path("demo.png"),
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("demo"),
     show_default=True,
-    help="Where to write the picture.",
+    help="Folder for the pictures.",
 )
-@click.option("--model", "name", default="accvit_tiny", show_default=True, help="Which ACC-ViT.")
+@click.option(
+    "--models",
+    metavar="NAME,...",
+    help="Models of the seven papers; default is the small one of each.",
+)
 @click.option(
     "--checkpoint",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Trained weights, .safetensors or written by torch.save; random ones without it.",
+    help="Trained weights of one model, .safetensors or of torch.save; random ones without it.",
 )
 def demo(
     image: Path | None,
-    pixel: tuple[int, int] | None,
+    place: tuple[float, float],
     output: Path,
-    name: str,
+    models: str | None,
     checkpoint: Path | None,
 ) -> None:
-    """Run ACC-ViT on a photograph, reference against accelerated, and draw its attention."""
+    """Run each paper's model on a photograph, reference against accelerated, and draw it.
+
+    Prints whether outputs and gradients agree by the accuracy rule, times of a forward pass and of
+    a training step, peak memory, and the copies of activations that only change their layout.
+    Draws what each model's attention looks at.
+    """
     packages = {"matplotlib": "matplotlib", "PIL": "pillow", "sklearn": "scikit-learn"}
     missing = [p for module, p in packages.items() if importlib.util.find_spec(module) is None]
     if missing:
         install = f"pip install {' '.join(missing)}"
         raise Problem(f"the demo needs {', '.join(missing)}; `{install}`", USAGE)
-    from .demo import run_demo
+    from .demo import MODELS, run_demo
 
+    names = models.split(",") if models else MODELS
+    if checkpoint and len(names) > 1:
+        raise Problem("--checkpoint holds the weights of one model; name it with --models", USAGE)
     try:
-        agreed = run_demo(_console(), name, checkpoint, image, pixel, output)
+        with _progress() as progress:
+            agreed = run_demo(_console(), progress, names, checkpoint, image, place, output)
     except (OSError, RuntimeError, ValueError) as problem:
         raise Problem(str(problem), USAGE) from problem
     if not agreed:

@@ -49,7 +49,15 @@ def abstract_token_case():
     qkv, token = random(1, 6, 4, 3, 2, 3), random(3, 2, 3)
     token[2] = 0  # its share of the output is not on the map
     mixer = Mixer("abstract_token_attention", qkv, token, 3, 0.7, None)
-    return mixer, [qkv[0, :, :, 2]], lambda out: [out[0][0, 3, 1]]
+    # The pixel, and the token of its window, the first one of the second row.
+    return mixer, [qkv[0, :, :, 2]] * 2, lambda out: [out[0][0, 3, 1], out[1][0, 2]]
+
+
+def token_fusion_case():
+    kv, y = random(1, 6, 2, 2, 3), random(1, 24, 2, 3)
+    mixer = Mixer("token_fusion", random(1, 24, 2, 3), kv, y, 0.7)
+    pixel = 3 * 4 + 1
+    return mixer, [kv[0, :, 1].unflatten(0, (3, 2))], lambda out: [out[0, pixel] - y[0, pixel]]
 
 
 def conv_case():
@@ -92,6 +100,7 @@ def absorbed_query_case():
         fused_conv_case,
         learned_query_case,
         absorbed_query_case,
+        token_fusion_case,
     ],
 )
 def test_attention_maps_times_values_are_the_output(case):

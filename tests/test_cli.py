@@ -188,22 +188,29 @@ def test_demo_of_an_unreadable_picture_is_a_usage_error(tmp_path):
 def test_demo_of_a_small_picture_agrees_and_draws(tmp_path):
     pytest.importorskip("matplotlib")
     image = pytest.importorskip("PIL.Image")
-    photo, output = tmp_path / "photo.png", tmp_path / "drawn.png"
+    photo, output = tmp_path / "photo.png", tmp_path / "drawn"
     image.effect_noise((90, 70), 60).save(photo)
-    arguments = ("--image", str(photo), "--model", "accvit_femto", "--output", str(output))
-    result = invoke("demo", *arguments, "--pixel", "20", "33")
+    arguments = ("--image", str(photo), "--output", str(output), "--place", "0.3", "0.6")
+    result = invoke("demo", *arguments, "--models", "accvit_femto")
     assert result.exit_code == 0, result.output
-    assert "70 x 90" in result.stdout
-    assert image.open(output).size[0] > 1000
+    for text in ("accvit_femto, ACC-ViT", "1 x 3 x 224 x 224", "1 x 3 x 48 x 48"):
+        assert text in result.stdout
+    assert image.open(output / "accvit_femto.png").size[0] > 1000
 
 
-def test_demo_refuses_a_pixel_outside_the_picture(tmp_path):
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--place", "1", "0"), "--place"),
+        (("--models", "accvit_tyny"), "did you mean accvit_tiny"),
+        (("--models", "resnet18"), "resnet18 is none of the papers' models; take one like accvit"),
+        (("--checkpoint", __file__), "name it with --models"),
+    ],
+)
+def test_demo_names_what_is_wrong(arguments, message, tmp_path):
     pytest.importorskip("matplotlib")
-    image = pytest.importorskip("PIL.Image")
-    photo = tmp_path / "photo.png"
-    image.effect_noise((90, 70), 60).save(photo)
-    result = invoke("demo", "--image", str(photo), "--pixel", "70", "0")
-    assert_problem(result, 2, "the picture has 70 rows, 90 columns")
+    pytest.importorskip("sklearn")
+    assert_problem(invoke("demo", "--output", str(tmp_path), *arguments), 2, message)
 
 
 def test_python_m_hybrid_kernels_is_the_command_line():

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from python_ref.analysis.recording import Call, grid_of, recorded_calls
 from python_ref.ops import (
-    abstract_token_attention,
+    abstract_token_attention_out,
     atrous_attention_out,
     conv_attention,
     multiscale_attention_out,
     single_query_attention_out,
+    token_fusion,
 )
 from python_ref.ops.depthwise import depthwise
 
@@ -143,9 +144,20 @@ def _abstract_token_attention(call: Mapping) -> Iterator[_Segment]:
 
     def attend(v):
         arguments = dict(call) | {"qkv": torch.stack([query, key, v], dim=3)}
-        return abstract_token_attention(**arguments)[0]
+        return abstract_token_attention_out(**arguments)
 
-    yield _Segment("", value, attend)
+    yield _Segment("window", value, lambda v: attend(v)[0])
+    yield _Segment("abstract token", value, lambda v: attend(v)[1])
+
+
+def _token_fusion(call: Mapping) -> Iterator[_Segment]:
+    key, value = call["kv"].unbind(dim=2)
+    nothing = torch.zeros_like(call["y"])
+
+    def attend(v):
+        return token_fusion(call["q"], torch.stack([key, v], dim=2), nothing, call["scale"])
+
+    yield _Segment("fusion", value, attend)
 
 
 def _conv_attention(call: Mapping) -> Iterator[_Segment]:
@@ -157,16 +169,17 @@ def _conv_attention(call: Mapping) -> Iterator[_Segment]:
     yield _Segment("", call["v"].unflatten(-1, (heads, -1)), attend)
 
 
-def _conv_attention_fused(call: Mapping) -> Iterator[_Segment]:
+def generated_logits(call: Mapping) -> Tensor:
+    """Logits (B, H', W', h, 9, 9) of the windows of a call of `conv_attention_fused`."""
     pooled = depthwise(call["x"], call["dw_weight"], stride=2)
     logits = F.linear(pooled, call["logit_weight"], call["logit_bias"])
-    yield from _conv_attention(
-        {
-            "v": F.linear(call["x"], call["value_weight"]),
-            "logits": logits.unflatten(-1, (call["heads"], 9, 9)),
-            "scale": call["scale"],
-        }
-    )
+    return logits.unflatten(-1, (call["heads"], 9, 9))
+
+
+def _conv_attention_fused(call: Mapping) -> Iterator[_Segment]:
+    value = F.linear(call["x"], call["value_weight"])
+    logits, scale = generated_logits(call), call["scale"]
+    yield from _conv_attention({"v": value, "logits": logits, "scale": scale})
 
 
 def _single_query_attention(call: Mapping) -> Iterator[_Segment]:
@@ -201,4 +214,5 @@ _SEGMENTS: dict[str, Callable[[Mapping], Iterator[_Segment]]] = {
     "multiscale_attention": _multiscale_attention,
     "single_query_attention": _single_query_attention,
     "single_query_attention_absorbed": _single_query_attention_absorbed,
+    "token_fusion": _token_fusion,
 }

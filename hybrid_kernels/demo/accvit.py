@@ -1,4 +1,4 @@
-"""The demo's picture: where a pixel looks in each dilated branch, and how branches are mixed."""
+"""Picture of ACC-ViT: where a pixel looks in each dilated branch, how branches are mixed."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +14,9 @@ from torch import Tensor, nn
 
 from python_ref.layers import AtrousAttention
 
+from .style import DIVERGING, DPI, INK, TITLE, around, frame
+
 COLOURS = ("#ffb000", "#fe6100", "#dc267f", "#648fff", "#785ef0", "#00a9a5", "#8ab17d", "#bc6c25")
-INK = "#222222"
-DIVERGING = "RdBu_r"
-TITLE = dict(x=0.01, ha="left", fontsize=11, color=INK, fontweight="bold")
 
 
 @dataclass(frozen=True)
@@ -43,15 +42,15 @@ class Explanation:
 
 
 def explain(
-    model: nn.Module, images: Tensor, photo: Tensor, pixel: tuple[int, int], note: str = ""
+    model: nn.Module, images: Tensor, photo: Tensor, place: tuple[float, float], note: str = ""
 ) -> Explanation:
-    """Look into the first attention block of the model at a pixel (row, column) of the photograph.
+    """Look into the first attention block of the model at a place of the photograph.
 
     Args:
         model: Holds at least one ``AtrousAttention``.
         images: What the model sees, (1, 3, height, width).
         photo: The same photograph in [0, 1], (3, height, width).
-        pixel: Row and column in the photograph.
+        place: Row and column, as shares of the photograph's height and width, in [0, 1).
         note: What to say of the weights.
     """
     block = next(m for m in model.modules() if isinstance(m, AtrousAttention))
@@ -67,7 +66,7 @@ def explain(
         _, lse = torch.ops.hybrid.atrous_attention(*arguments)
         gates = _gates(block, x)
     stride = round(photo.shape[1] / x.shape[1])
-    i, j = (min(p // stride, n - 1) for p, n in zip(pixel, x.shape[1:3], strict=True))
+    i, j = (int(share * n) for share, n in zip(place, x.shape[1:3], strict=True))
     branches = []
     for k, dilation in enumerate(block.dilations):
         weights, rows, columns = _attention_of_pixel(*arguments, lse, k, i, j)
@@ -136,7 +135,7 @@ def draw(explanation: Explanation, path: Path) -> None:
     _draw_windows(left.add_subplot(), explanation)
     _draw_attention(right, explanation)
     _draw_gates(lower, explanation)
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=DPI)
 
 
 def _draw_windows(axes: Axes, explanation: Explanation) -> None:
@@ -168,13 +167,13 @@ def _draw_attention(figure: SubFigure, explanation: Explanation) -> None:
     """Per branch the window's part of the photograph under tiles coloured by attention."""
     branches = explanation.branches
     relative = [b.weights * np.isfinite(b.weights).sum() for b in branches]
-    norm = _around(1, relative)
+    norm = around(1, relative)
     columns = min(2, len(branches))
     grid = figure.subplots(-(-len(branches) // columns), columns, squeeze=False)
     for k, (axes, branch) in enumerate(zip(grid.flat, branches, strict=False)):
         _draw_window(axes, explanation, branch, relative[k], norm)
         axes.set_title(f"dilation {branch.dilation}", fontsize=9, color=INK)
-        _frame(axes, COLOURS[k])
+        frame(axes, COLOURS[k])
     for axes in grid.flat[len(branches) :]:
         axes.axis("off")
     figure.suptitle(f"Its attention, mean over heads{explanation.note}", **TITLE)
@@ -223,30 +222,16 @@ def _draw_gates(figure: SubFigure, explanation: Explanation) -> None:
     """Per branch its share in the mixture, over the whole map."""
     branches = explanation.branches
     n = len(branches)
-    norm = _around(1 / n, [branch.gate for branch in branches])
+    norm = around(1 / n, [branch.gate for branch in branches])
     row = figure.subplots(1, n, squeeze=False)[0]
     for k, (axes, branch) in enumerate(zip(row, branches, strict=True)):
         axes.imshow(branch.gate, cmap=DIVERGING, norm=norm)
         axes.plot(*explanation.pixel[::-1], "s", markersize=5, color="none", markeredgecolor=INK)
         axes.set_title(f"dilation {branch.dilation}", fontsize=9, color=INK)
-        _frame(axes, COLOURS[k])
+        frame(axes, COLOURS[k])
     figure.suptitle(
         f"Share of each branch in the mixture (gates), mean over channels{explanation.note}",
         **TITLE,
     )
     bar = figure.colorbar(ScalarMappable(norm, DIVERGING), ax=row, shrink=0.85, aspect=18, pad=0.01)
     bar.ax.tick_params(labelsize=8)
-
-
-def _around(centre: float, values: list[np.ndarray]) -> TwoSlopeNorm:
-    """Colours symmetric about `centre`, up to the largest deviation."""
-    reach = max(np.nanmax(np.abs(value - centre)) for value in values)
-    reach = max(float(reach), 1e-6)
-    return TwoSlopeNorm(centre, centre - reach, centre + reach)
-
-
-def _frame(axes: Axes, colour: str) -> None:
-    """No ticks; the branch's colour around."""
-    axes.set(xticks=[], yticks=[])
-    for spine in axes.spines.values():
-        spine.set(color=colour, linewidth=2.5)
