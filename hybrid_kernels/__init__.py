@@ -15,6 +15,7 @@ from .ops import (
     partial_combine,
     pool_cat,
     single_query_attention,
+    token_fusion,
 )
 from .output_cache import (
     empty_output_cache,
@@ -45,6 +46,7 @@ __all__ = [
     "set_backend",
     "set_output_cache",
     "single_query_attention",
+    "token_fusion",
     "use_backend",
 ]
 

@@ -97,6 +97,16 @@ def combine(problem: str) -> None:
     op.partial_combine_backward(x, index, True, True, True)
 
 
+def fuse_tokens(problem: str) -> None:
+    from hybrid_kernels.triton import token_fusion as op
+
+    bits, width = problem.split(", e <= ")
+    q = empty(8, 3000, 4, int(width), dtype=DTYPES[bits])
+    kv = empty(8, 100, 2, 4, int(width), dtype=DTYPES[bits])
+    op.token_fusion(q, kv, q, 0.25)
+    op.token_fusion_backward(q, q, kv, 0.25, True, True)
+
+
 def pool(problem: str) -> None:
     from hybrid_kernels.triton import pool_cat as op
 
@@ -128,6 +138,7 @@ CALLS: dict[str, tuple[Call, ...]] = {
     "pool_cat": (pool,),
     "reduction": (fuse,),
     "single_query_attention": (attention_of_few_queries,),
+    "token_fusion": (fuse_tokens,),
 }
 
 

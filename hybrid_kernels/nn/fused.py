@@ -13,6 +13,7 @@ from ..ops import (
     partial_combine,
     pool_cat,
     single_query_attention,
+    token_fusion,
 )
 from .branch_linear import branch_project_in, branch_project_out
 from .conv_attention import conv_attention_fused
@@ -31,6 +32,7 @@ FUSED = replace(
     partial_combine=partial_combine,
     pool_cat=pool_cat,
     single_query_attention=single_query_attention,
+    token_fusion=token_fusion,
     branch_project_in=branch_project_in,
     branch_project_out=branch_project_out,
 )

@@ -9,6 +9,7 @@ from .multiscale_attention import multiscale_attention
 from .partial_combine import partial_combine
 from .pool_cat import pool_cat
 from .single_query_attention import single_query_attention
+from .token_fusion import token_fusion
 
 __all__ = [
     "atrous_attention",
@@ -21,4 +22,5 @@ __all__ = [
     "partial_combine",
     "pool_cat",
     "single_query_attention",
+    "token_fusion",
 ]

@@ -1,0 +1,242 @@
+// Attention of panels of queries to a few keys, all heads of one image: queries, outputs and their
+// gradients are rows of C channels in float (double), wherever the caller has them from.
+//
+// Scores are kept transposed, S[key][query] with the queries in the lanes: the softmax over keys
+// then needs no operation across lanes. The same array is the broadcast side of P V and dS K (down
+// its columns), of P^T dO and dS^T Q (along its rows), where channels are in the lanes.
+#pragma once
+
+#include "../aligned_buffer.h"
+#include "../arithmetic.h"
+#include "../partial_sums.h"
+
+namespace hybrid {
+namespace HYBRID_ISA {
+namespace {
+
+// finish(r, j, sum over k < inner of a[r * row + k * step] times vector j of b[k * b_row]).
+template <class T, int R, int C, class Scalar, class Finish>
+inline __attribute__((always_inline)) void product_block(const Scalar* a, int64_t row, int64_t step,
+                                                         const Scalar* b, int64_t b_row,
+                                                         int64_t inner, const Finish& finish) {
+  using V = typename Arithmetic<T>::Vector;
+  V acc[R][C] = {};
+  for (int64_t k = 0; k < inner; ++k) {
+    V columns[C];
+#pragma GCC unroll 4
+    for (int j = 0; j < C; ++j) columns[j] = load(b + k * b_row + j * Arithmetic<T>::kCount);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const V x = broadcast(a[r * row + k * step]);
+#pragma GCC unroll 4
+      for (int j = 0; j < C; ++j) acc[r][j] = fma(x, columns[j], acc[r][j]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+    for (int j = 0; j < C; ++j) finish(r, j, acc[r][j]);
+  }
+}
+
+// The same for all rows, C vectors from the first of b on, as many rows at a time as the registers
+// hold.
+template <class T, int C, class Scalar, class Finish>
+void product_columns(const Scalar* a, int64_t row, int64_t step, int64_t rows, const Scalar* b,
+                     int64_t b_row, int64_t inner, const Finish& finish) {
+  constexpr int kRows = C == 1 ? 8 : kLanes == 16 ? 16 / C : 4;
+  int64_t r = 0;
+  const auto from = [&](int i, int j, auto x)
+                        __attribute__((always_inline)) { finish(r + i, j, x); };
+  for (; r + kRows <= rows; r += kRows)
+    product_block<T, kRows, C>(a + r * row, row, step, b, b_row, inner, from);
+  for (; r < rows; ++r) product_block<T, 1, C>(a + r * row, row, step, b, b_row, inner, from);
+}
+
+// finish(r, vector, products) for all rows and `vectors` vectors.
+template <class T, class Scalar, class Finish>
+void products(const Scalar* a, int64_t row, int64_t step, int64_t rows, const Scalar* b,
+              int64_t b_row, int vectors, int64_t inner, const Finish& finish) {
+  int first = 0;
+  const auto from = [&](int64_t r, int j, auto x)
+                        __attribute__((always_inline)) { finish(r, first + j, x); };
+  const auto at = [&]() { return b + first * Arithmetic<T>::kCount; };
+  if (kLanes == 16)
+    for (; first + 4 <= vectors; first += 4)
+      product_columns<T, 4>(a, row, step, rows, at(), b_row, inner, from);
+  for (; first + 2 <= vectors; first += 2)
+    product_columns<T, 2>(a, row, step, rows, at(), b_row, inner, from);
+  for (; first < vectors; ++first)
+    product_columns<T, 1>(a, row, step, rows, at(), b_row, inner, from);
+}
+
+// Keys and values (M, 2, h, d) of an image, last stride 1.
+template <class T>
+struct KeysAndValues {
+  const T* data;
+  int64_t token, kind, head;  // strides in elements
+};
+
+template <class T>
+class FewKeys {
+ public:
+  using Scalar = typename Arithmetic<T>::Scalar;
+  static constexpr int kPanel = 64;  // queries at a time
+  // Elements that must be readable behind the last row of queries or gradients.
+  static constexpr int kSlack = Arithmetic<T>::kCount;
+
+  FewKeys(int64_t keys, int64_t heads, int64_t d, double scale)
+      : M_(keys),
+        h_(heads),
+        d_(d),
+        words_(whole_vectors<T>(d)),
+        scale_(static_cast<Scalar>(scale)),
+        scale_log2_(static_cast<Scalar>(scale * 1.4426950408889634)),
+        k_(static_cast<size_t>(h_ * M_ * words_)),
+        v_(static_cast<size_t>(h_ * M_ * words_)),
+        qt_(static_cast<size_t>(words_ * kPanel)),
+        gt_(static_cast<size_t>(words_ * kPanel)),
+        p_(static_cast<size_t>(M_ * kPanel)),
+        ds_(static_cast<size_t>(M_ * kPanel)) {}
+
+  // Keys and values of an image, for the panels that follow.
+  void begin(const KeysAndValues<T>& kv) {
+    for (int64_t head = 0; head < h_; ++head)
+      for (int64_t m = 0; m < M_; ++m) {
+        const T* key = kv.data + m * kv.token + head * kv.head;
+        copy_row(key, k_ + (head * M_ + m) * words_);
+        copy_row(key + kv.kind, v_ + (head * M_ + m) * words_);
+      }
+  }
+
+  // Adds the attention of up to kPanel queries to their rows of out.
+  void add_attention(const Scalar* q, Scalar* out, int64_t step, int64_t count) {
+    for (int64_t head = 0; head < h_; ++head) {
+      weigh(head, q, step, count);
+      products<T>(&p_[0], 1, kPanel, count, v_ + head * M_ * words_, words_, vectors(d_), M_,
+                  [&](int64_t i, int vector, V x) __attribute__((always_inline)) {
+                    add_vector(out + i * step + head * d_, vector, x);
+                  });
+    }
+  }
+
+  // Elements of the sums that the gradients of keys and values are: (h, 2, M, words).
+  int64_t sums() const { return h_ * 2 * M_ * words_; }
+  // Where those of one token, all d of them, lie.
+  int64_t sum_row(int64_t head, int64_t kind, int64_t m) const {
+    return ((head * 2 + kind) * M_ + m) * words_;
+  }
+
+  // From the gradients of the outputs of a panel: those of its queries, unless null, and, unless
+  // null, what it adds to the sums.
+  void backward(const Scalar* q, const Scalar* grad, Scalar* grad_q, Scalar* sums, int64_t step,
+                int64_t count) {
+    for (int64_t head = 0; head < h_; ++head) {
+      const int64_t first = head * d_;
+      weigh(head, q, step, count);
+      weigh_gradient(head, grad, step, count);
+      if (grad_q)
+        products<T>(&ds_[0], 1, kPanel, count, k_ + head * M_ * words_, words_, vectors(d_), M_,
+                    [&](int64_t i, int vector, V x) __attribute__((always_inline)) {
+                      store_vector(grad_q + i * step + first, vector, x);
+                    });
+      if (!sums) continue;
+      add_products(ds_, q + first, step, count, sums + sum_row(head, 0, 0));
+      add_products(p_, grad + first, step, count, sums + sum_row(head, 1, 0));
+    }
+  }
+
+ private:
+  using V = typename Arithmetic<T>::Vector;
+  static constexpr int kCount = Arithmetic<T>::kCount;
+
+  static int vectors(int64_t count) { return static_cast<int>((count + kCount - 1) / kCount); }
+
+  void copy_row(const T* from, Scalar* to) const {
+    for_each_vector<T>(d_, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
+      store(to + c, load_lanes(from + c, lanes));
+    });
+  }
+
+  void store_vector(Scalar* row, int vector, V x) const {
+    const int64_t c = vector * kCount;
+    d_ - c >= kCount ? store(row + c, x) : store_first(row + c, x, static_cast<int>(d_ - c));
+  }
+  void add_vector(Scalar* row, int vector, V x) const {
+    store_vector(row, vector, x + load(row + vector * kCount));
+  }
+
+  // Rows of a head with the queries in the lanes; lanes behind the last query repeat it.
+  void transpose_rows(const Scalar* rows, int64_t step, int64_t count, Scalar* to) const {
+    for (int64_t t = 0; t < count; t += kCount)
+      for (int64_t c = 0; c < d_; c += kCount) {
+        V block[kCount];
+#pragma GCC unroll 16
+        for (int i = 0; i < kCount; ++i)
+          block[i] = load(rows + (t + i < count ? t + i : count - 1) * step + c);
+        if constexpr (kCount > 1) transpose(block);
+#pragma GCC unroll 16
+        for (int i = 0; i < kCount; ++i) store(to + (c + i) * kPanel + t, block[i]);
+      }
+  }
+
+  // The weights of a head, P[key][query].
+  void weigh(int64_t head, const Scalar* q, int64_t step, int64_t count) {
+    transpose_rows(q + head * d_, step, count, qt_);
+    products<T>(k_ + head * M_ * words_, words_, 1, M_, &qt_[0], kPanel, vectors(count), d_,
+                [&](int64_t m, int vector, V x) __attribute__((always_inline)) {
+                  store(p_ + m * kPanel + vector * kCount, x * broadcast(scale_log2_));
+                });
+    for (int64_t i = 0; i < count; i += kCount) {
+      Scalar* column = p_ + i;
+      V top = load(column), total = broadcast(Scalar(0));
+      for (int64_t m = 1; m < M_; ++m) top = max(load(column + m * kPanel), top);
+      for (int64_t m = 0; m < M_; ++m) {
+        const V x = exp2(load(column + m * kPanel) - top);
+        store(column + m * kPanel, x);
+        total = total + x;
+      }
+      const V share = broadcast(Scalar(1)) / total;
+      for (int64_t m = 0; m < M_; ++m)
+        store(column + m * kPanel, load(column + m * kPanel) * share);
+    }
+  }
+
+  // scale dS[key][query] = scale P (dP - sum of P dP over keys), with dP = V dO^T.
+  void weigh_gradient(int64_t head, const Scalar* grad, int64_t step, int64_t count) {
+    transpose_rows(grad + head * d_, step, count, gt_);
+    products<T>(v_ + head * M_ * words_, words_, 1, M_, &gt_[0], kPanel, vectors(count), d_,
+                [&](int64_t m, int vector, V x) __attribute__((always_inline)) {
+                  store(ds_ + m * kPanel + vector * kCount, x);
+                });
+    for (int64_t i = 0; i < count; i += kCount) {
+      V delta = broadcast(Scalar(0));
+      for (int64_t m = 0; m < M_; ++m)
+        delta = fma(load(p_ + m * kPanel + i), load(ds_ + m * kPanel + i), delta);
+      for (int64_t m = 0; m < M_; ++m) {
+        Scalar* ds = ds_ + m * kPanel + i;
+        store(ds, load(p_ + m * kPanel + i) * (load(ds) - delta) * broadcast(scale_));
+      }
+    }
+  }
+
+  // sums[key] += the rows, weighed by weights[key][query].
+  void add_products(const Scalar* weights, const Scalar* rows, int64_t step, int64_t count,
+                    Scalar* sums) const {
+    products<T>(weights, kPanel, 1, M_, rows, step, vectors(d_), count,
+                [&](int64_t m, int vector, V x) __attribute__((always_inline)) {
+                  Scalar* to = sums + m * words_ + vector * kCount;
+                  store(to, load(to) + x);
+                });
+  }
+
+  const int64_t M_, h_, d_, words_;
+  const Scalar scale_, scale_log2_;
+  AlignedBuffer<Scalar> k_, v_;    // [head][key][channel]
+  AlignedBuffer<Scalar> qt_, gt_;  // of a panel and head: [channel][query]
+  AlignedBuffer<Scalar> p_, ds_;   // likewise: [key][query]
+};
+
+}  // namespace
+}  // namespace HYBRID_ISA
+}  // namespace hybrid
