@@ -1,4 +1,4 @@
-"""Atrous attention as one would write it with the attention functions that PyTorch ships.
+"""Window attention as one would write it with the attention functions that PyTorch ships.
 
 Per branch: gather the windows, attend, put them back. What differs is who attends.
 """
@@ -55,6 +55,25 @@ def flex_formulation(
         return flex_attention(query, key, value, score_mod=score_mod, scale=scale)
 
     return _by_branch(qkv, bias, dilations, window, attend)
+
+
+def sdpa_with_token(
+    qkv: Tensor, token: Tensor, window: int, scale: float, pad_kv: None = None
+) -> Tensor:
+    """The map that `abstract_token_attention` gives with masked padding."""
+    _, height, width, _, _, _ = qkv.shape
+    padding = (-height % window, -width % window)
+    windows = _gather(qkv, window, 1, padding)
+    mask = None
+    if any(padding):
+        inside = _inside(qkv.shape[:3], window, 1, padding, qkv.device)
+        mask = F.pad(inside, (1, 0), value=True)[:, None, None, :]
+    query, key, value = (
+        torch.cat([row[:, None].expand(len(rows), -1, -1, -1), rows], dim=2)
+        for row, rows in zip(token.to(qkv.dtype), windows, strict=True)
+    )
+    out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+    return _scatter(out[:, :, 1:], qkv.shape, window, 1, padding)
 
 
 def _by_branch(

@@ -5,6 +5,7 @@ import os
 from .backends import get_backend, set_backend, use_backend
 from .models import accelerate, create_model, list_models, load_weights, save_weights
 from .ops import (
+    abstract_token_attention,
     atrous_attention,
     atrous_merge,
     atrous_partition,
@@ -26,6 +27,7 @@ from .output_cache import (
 
 __version__ = "0.1.0"
 __all__ = [
+    "abstract_token_attention",
     "accelerate",
     "atrous_attention",
     "atrous_merge",

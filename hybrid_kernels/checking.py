@@ -95,17 +95,17 @@ def run_reference(
     data = min((leaves[i].dtype for i in floating(args)), key=lambda d: torch.finfo(d).bits)
     parameters = torch.promote_types(dtype, torch.float32)
     cast = convert(args, lambda a: a.to(dtype if a.dtype == data else parameters))
-    return run(_differentiable_outputs_first(reference(declaration)), cast, wanted)
+    return run(_statistics_cut(reference(declaration), declaration.differentiable), cast, wanted)
 
 
-def _differentiable_outputs_first(op: Callable) -> Callable:
+def _statistics_cut(op: Callable, differentiable: int) -> Callable:
     """The reference's statistics carry a gradient that the fused op's do not: cut it."""
 
     def call(*args):
         result = op(*args)
         if isinstance(result, Tensor):
             return result
-        return result[0], *(extra.detach() for extra in result[1:])
+        return *result[:differentiable], *(extra.detach() for extra in result[differentiable:])
 
     return call
 

@@ -29,6 +29,7 @@ OPS = sorted(path.parent.name for path in ROOT.glob("csrc/*/*_cuda.cu"))
 # Parts of the names of the kernels that do matrix products: in their 16-bit form these must use
 # the tensor cores.
 TENSOR_CORE_KERNELS = {
+    "abstract_token_attention": ["forward", "backward"],
     "atrous_attention": ["forward", "backward"],
     "multiscale_attention": ["forward", "backward"],
 }

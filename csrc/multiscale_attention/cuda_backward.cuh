@@ -6,53 +6,12 @@
 //   queries  owns queries, streams (k, v): dq accumulates in registers
 #pragma once
 
+#include "../common/attention/cuda_passes.cuh"
 #include "cuda_launch.cuh"
 #include "cuda_tokens.cuh"
 
 namespace hybrid {
 namespace {
-
-enum class Role { keys, queries };
-
-template <class G, Role kRole>
-struct Backward {
-  using T = typename G::T;
-  static constexpr bool kOwnsKeys = kRole == Role::keys;
-  static constexpr int kQueries = kOwnsKeys ? G::C : G::R;  // rows of a query tile
-  // One buffer holds out's rows until delta is known, then what multiply writes.
-  static constexpr int kOutFloats = kQueries * G::LD * static_cast<int>(sizeof(T)) / 4;
-  static constexpr int kTile = kOutFloats > G::kScratch ? kOutFloats : G::kScratch;
-  static constexpr int kSharedBytes =
-      2 * (G::R + G::C) * G::LD * static_cast<int>(sizeof(T)) + (kTile + 2 * kQueries) * 4;
-};
-
-// x: q k^T -> P. y: dout v^T -> dS. Both are zero where there is no key, and, by a log-sum-exp of
-// +inf, where there is no query.
-template <class G, bool kOwnsKeys>
-__device__ __forceinline__ void probabilities(typename G::Scores& x, typename G::Scores& y,
-                                              const QueryStats& stats, float scale, int keys) {
-#pragma unroll
-  for (int r = 0; r < G::kRows; ++r) {
-#pragma unroll
-    for (int n = 0; n < G::kCols; ++n) {
-      const int query = kOwnsKeys ? G::col(n) : G::row(r), key = kOwnsKeys ? G::row(r) : G::col(n);
-      const float logit = key < keys ? x.at(r, n) * scale : -INFINITY;
-      x.at(r, n) = exp2_approx(logit - stats.lse[query]);
-      y.at(r, n) = x.at(r, n) * (y.at(r, n) - stats.delta[query]);
-    }
-  }
-}
-
-// factor * grad to the rows that this block owns, through `tile`.
-template <class G, class Address>
-__device__ __forceinline__ void store_grad(typename G::Out& grad, float factor, typename G::T* tile,
-                                           bool vector, int rows, int e, const Address& address) {
-  float factors[G::kRows];
-#pragma unroll
-  for (int r = 0; r < G::kRows; ++r) factors[r] = factor;
-  stage<G>(tile, grad, factors);
-  store_own_rows<G>(tile, vector, rows, e, address);
-}
 
 // Where the gradient of a key goes; null where nobody wants it.
 template <class T>

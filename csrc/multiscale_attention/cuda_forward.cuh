@@ -3,6 +3,7 @@
 // running sum of every row stay in registers (online softmax, base 2).
 #pragma once
 
+#include "../common/attention/cuda_passes.cuh"
 #include "cuda_launch.cuh"
 #include "cuda_tokens.cuh"
 
@@ -12,23 +13,6 @@ namespace {
 // Blocks per multiprocessor: a sixth would spill what the online softmax keeps.
 template <class G>
 constexpr int kForwardBlocks = G::kForwardBlocks < 5 ? G::kForwardBlocks : 5;
-
-template <class G>
-constexpr int forward_shared_bytes() {
-  return (G::R + 2 * G::C) * G::LD * static_cast<int>(sizeof(typename G::T)) + G::kScratch * 4;
-}
-
-// Products of queries and keys -> logits in base 2; -inf where there is no key.
-template <class G>
-__device__ __forceinline__ void to_logits(typename G::Scores& x, float scale, int rows, int keys) {
-#pragma unroll
-  for (int r = 0; r < G::kRows; ++r) {
-    if (G::first_row(r) >= rows) break;
-#pragma unroll
-    for (int n = 0; n < G::kCols; ++n)
-      x.at(r, n) = G::col(n) < keys ? x.at(r, n) * scale : -INFINITY;
-  }
-}
 
 template <class G>
 __global__ void __launch_bounds__(kThreads, kForwardBlocks<G>)

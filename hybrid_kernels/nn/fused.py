@@ -5,6 +5,7 @@ from dataclasses import fields, replace
 from python_ref.ops import REFERENCE
 
 from ..ops import (
+    abstract_token_attention,
     atrous_attention,
     conv_attention,
     dwconv_act,
@@ -22,6 +23,7 @@ from .phase_dwconv import atrous_dwconv
 # An operator that has no kernel yet stays the reference's.
 FUSED = replace(
     REFERENCE,
+    abstract_token_attention=abstract_token_attention,
     atrous_attention=atrous_attention,
     atrous_dwconv=atrous_dwconv,
     conv_attention=conv_attention,

@@ -1,5 +1,6 @@
 """The ops: one file each, its public function first."""
 
+from .abstract_token_attention import abstract_token_attention
 from .atrous_attention import atrous_attention
 from .atrous_partition import atrous_merge, atrous_partition
 from .conv_attention import conv_attention
@@ -12,6 +13,7 @@ from .single_query_attention import single_query_attention
 from .token_fusion import token_fusion
 
 __all__ = [
+    "abstract_token_attention",
     "atrous_attention",
     "atrous_merge",
     "atrous_partition",

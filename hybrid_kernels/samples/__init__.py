@@ -76,7 +76,8 @@ class Declaration:
 
     ``two_sizes`` names two samples that differ in sizes only: one compiled graph must serve both.
     (Within each, give what varies and what is fixed different sizes, or dynamo unites them.)
-    ``autocast`` names the arguments that autocast lowers.
+    ``autocast`` names the arguments that autocast lowers. The first ``differentiable`` outputs
+    carry gradients; the others are statistics.
     """
 
     op: str
@@ -85,6 +86,7 @@ class Declaration:
     two_sizes: tuple[str, str]
     autocast: tuple[str, ...] = ()
     has_second_derivative: bool = False
+    differentiable: int = 1
     by_name: dict[str, Sample] = field(init=False, repr=False)
 
     def __post_init__(self):

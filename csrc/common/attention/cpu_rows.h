@@ -133,20 +133,22 @@ inline __attribute__((always_inline)) void store_row(T* row, const F (&v)[C], in
   for (int j = 0; j < C; ++j) store(row + j * kLanes, v[j]);
 }
 
-// factor * from, e elements.
+// factor * from + addend (null: none), e elements.
 template <class T>
-void store_scaled(T* to, const float* from, int e, float factor) {
+void store_scaled(T* to, const float* from, int e, float factor, const T* addend = nullptr) {
   const bool streaming = streams<T>(to, e);
   for (int c = 0; c < e; c += kLanes) {
-    const F x = load(from + c) * broadcast(factor);
+    F x = load(from + c) * broadcast(factor);
+    if (addend) x = x + FloatArith::load_words(addend, c, e);
     if (streaming)
       stream_one(to + c, x);
     else
       e - c >= kLanes ? store(to + c, x) : store_first(to + c, x, e - c);
   }
 }
-inline void store_scaled(double* to, const double* from, int e, double factor) {
-  for (int c = 0; c < e; ++c) to[c] = factor * from[c];
+inline void store_scaled(double* to, const double* from, int e, double factor,
+                         const double* addend = nullptr) {
+  for (int c = 0; c < e; ++c) to[c] = factor * from[c] + (addend ? addend[c] : 0);
 }
 
 }  // namespace
