@@ -13,36 +13,13 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-)
-    bench_abstract_token_attention,
-    bench_atrous_attention,
-    bench_atrous_partition,
-    bench_conv_attention,
-    bench_gated_fuse,
-    bench_multiscale_attention,
-    bench_partial_combine,
-    bench_single_query_attention,
-from bench import (
 from bench.main import default_device
 from bench.op_bench import DTYPES, Case, OpBench, differentiable
 from bench.timing import Call
 from hybrid_kernels.samples import Maker
 
-    )
-BENCHES = [
-BENCHES = [importlib.import_module(f"bench.bench_{op}").BENCH for op in OPS if op != "models"]
 OPS = sorted(path.stem.removeprefix("bench_") for path in Path(__file__).parent.glob("bench_*.py"))
-]
-        bench_abstract_token_attention,
-        bench_atrous_attention,
-        bench_atrous_partition,
-        bench_conv_attention,
-        bench_gated_fuse,
-        bench_multiscale_attention,
-        bench_partial_combine,
-        bench_single_query_attention,
-    for module in (
-    module.BENCH
+BENCHES = [importlib.import_module(f"bench.bench_{op}").BENCH for op in OPS if op != "models"]
 CASES = [
     pytest.param(bench, case, id=f"{bench.op}-{case.name}")
     for bench in BENCHES

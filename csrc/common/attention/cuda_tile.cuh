@@ -319,6 +319,29 @@ __device__ __forceinline__ void online_softmax(typename G::Scores& x, typename G
   }
 }
 
+// x: logits -> P. y: dout v^T -> dS. Where a query does not exist dout is zero, so that whatever
+// stands in its row of P and dS adds nothing.
+template <class G>
+__device__ __forceinline__ void softmax_and_gradient(typename G::Scores& x, typename G::Scores& y) {
+#pragma unroll
+  for (int r = 0; r < G::kRows; ++r) {
+    const float base = finite_base(tile_row_max<G>(x, r));
+    float sum = 0.0f;
+#pragma unroll
+    for (int n = 0; n < G::kCols; ++n) sum += x.at(r, n) = exp2_approx(x.at(r, n) - base);
+    const float inverse = 1.0f / row_sum<G::kRowLanes>(sum);
+    float delta = 0.0f;
+#pragma unroll
+    for (int n = 0; n < G::kCols; ++n) {
+      x.at(r, n) *= inverse;
+      delta = fmaf(x.at(r, n), y.at(r, n), delta);
+    }
+    delta = row_sum<G::kRowLanes>(delta);
+#pragma unroll
+    for (int n = 0; n < G::kCols; ++n) y.at(r, n) = x.at(r, n) * (y.at(r, n) - delta);
+  }
+}
+
 // Statistics of a tile of queries: log-sum-exp in base 2 and delta.
 struct QueryStats {
   float *lse, *delta;
