@@ -34,6 +34,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,8 +74,12 @@ def _cpu_isas() -> dict[str, list[str]]:
 
 
 CPU_ISAS = _cpu_isas()
-# For the files that choose between the sets at run time.
-BUILT_ISAS = sum(1 << i for i, isa in enumerate(ALL_CPU_ISAS) if isa in CPU_ISAS)
+
+
+def isas_flag(isas: Iterable[str]) -> str:
+    """For the files that choose between the sets at run time."""
+    return f"-DHYBRID_BUILT_ISAS={sum(1 << list(ALL_CPU_ISAS).index(isa) for isa in isas)}"
+
 
 CUDA_ARCHS = ["80", "90", "100"]
 
@@ -118,6 +123,7 @@ class Library:
     emulator: str | None = None  # set by tests/host_cuda, which links libraries of its own
     cpu_flags: tuple[str, ...] = ()  # more, for the CPU kernels alone: tests/cpu_asan.py
     link_flags: tuple[str, ...] = ()
+    isas: tuple[str, ...] = tuple(CPU_ISAS)
 
 
 def find_torch() -> Path:
@@ -229,7 +235,7 @@ def build_info(library: Library) -> dict[str, object]:
     return {
         "version": package_version(),
         "compiler": _output([*library.cxx.split(), "--version"]).splitlines()[0],
-        "cpu_isas": list(CPU_ISAS),
+        "cpu_isas": library.isas,
         "cuda_version": cuda.version if cuda else None,
         "cuda_archs": cuda.archs if cuda else None,
         "torch_target_version": TORCH_TARGET_VERSION,
@@ -267,7 +273,7 @@ def _write_rules(ninja, library: Library) -> None:
     torch_flags = ["-I.", f"-isystem{torch}/include"]
     torch_flags += [f"-isystem{torch}/include/torch/csrc/api/include"]
     torch_flags += [f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}"]
-    torch_flags += [f"-DHYBRID_BUILT_ISAS={BUILT_ISAS}"]
+    torch_flags += [isas_flag(library.isas)]
     link_flags = [f"-L{torch}/lib", "-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu", "-ldl"]
     link_flags += ["-lpthread", "-Wl,--exclude-libs,ALL", "-Wl,--no-undefined"]
     if library.cuda:
@@ -321,8 +327,8 @@ def _write_objects(ninja, library: Library) -> list[str]:
     for op in ops:  # first the files that take longest
         for source in cuda_sources(op) if library.cuda else ():
             add("cuda", source, f"{op.name}/{source.stem}")
-        for source, (isa, flags) in itertools.product(cpu_sources(op), CPU_ISAS.items()):
-            isa_flags = _join([*flags, f"-DHYBRID_ISA={isa}"])
+        for source, isa in itertools.product(cpu_sources(op), library.isas):
+            isa_flags = _join([*ALL_CPU_ISAS[isa], f"-DHYBRID_ISA={isa}"])
             add("cpu", source, f"{op.name}/{source.stem}.{isa}", isa_flags=isa_flags)
     for op in ops:
         op_flags = "-DHYBRID_WITH_CUDA" if library.cuda and cuda_sources(op) else ""
