@@ -13,6 +13,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
     triton_interpreter.repair_bfloat16()
     triton_interpreter.guard_memory()
+    triton_interpreter.patch_once_a_launch()
 
 # An output in memory that an earlier run has used would hold the right values even where a kernel
 # forgets to write them. test_output_cache.py switches it on.
