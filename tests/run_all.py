@@ -7,10 +7,12 @@ what they replace is chosen when Python starts.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,12 +74,13 @@ SUITES = [
 
 @dataclass
 class Counts:
-    """Tests of a suite by outcome, and its wall time."""
+    """Tests of a suite by outcome, its wall time, and the time in the tests of every file."""
 
     passed: int = 0
     failed: int = 0
     skipped: int = 0
     seconds: float = 0.0
+    seconds_in: Counter[str] = field(default_factory=Counter)
 
 
 def run(suite: Suite) -> Counts:
@@ -100,15 +103,26 @@ def run(suite: Suite) -> Counts:
 
 def read_report(report: Path) -> Counts:
     """Counts of a JUnit report."""
-    suites = ElementTree.parse(report).getroot().iter("testsuite")
     counts = Counts()
-    for suite in suites:
+    for suite in ElementTree.parse(report).getroot().iter("testsuite"):
         failed = int(suite.get("failures", 0)) + int(suite.get("errors", 0))
         skipped = int(suite.get("skipped", 0))
         counts.failed += failed
         counts.skipped += skipped
         counts.passed += int(suite.get("tests", 0)) - failed - skipped
+        for case in suite.iter("testcase"):
+            file = re.search(r"test_\w+", case.get("classname") or case.get("name"))[0]
+            counts.seconds_in[file] += float(case.get("time", 0))
     return counts
+
+
+def slowest_files(results: dict[str, Counts], most: int = 10) -> list[str]:
+    """The files whose tests took longest, over all workers of a suite."""
+    seconds = Counter(
+        {(suite, file): s for suite, c in results.items() for file, s in c.seconds_in.items()}
+    )
+    lines = [f"{suite:20} {file:40} {s:8.0f}" for (suite, file), s in seconds.most_common(most)]
+    return [f"{'suite':20} {'longest files':40} {'seconds':>8}", *lines]
 
 
 def main() -> int:
@@ -120,7 +134,8 @@ def main() -> int:
         sys.exit(f"unknown suite {unknown}: choose from {[suite.name for suite in SUITES]}")
     results = {suite.name: run(suite) for suite in SUITES if suite.name in wanted}
 
-    lines = [f"{'suite':20} {'passed':>8} {'failed':>8} {'skipped':>8} {'seconds':>8}"]
+    lines = slowest_files(results)
+    lines += ["", f"{'suite':20} {'passed':>8} {'failed':>8} {'skipped':>8} {'seconds':>8}"]
     for name, c in results.items():
         lines.append(f"{name:20} {c.passed:8} {c.failed:8} {c.skipped:8} {c.seconds:8.0f}")
     passed = sum(c.passed for c in results.values())
