@@ -6,7 +6,7 @@ python -m bench.readme          # after a benchmark
 import json
 from pathlib import Path
 
-from bench import machine, report
+from bench import machine, report, stages
 
 README = machine.ROOT / "README.md"
 BEGIN, END = "<!-- numbers -->", "<!-- end of numbers -->"
@@ -67,17 +67,17 @@ def _ops_table(summary: list[dict]) -> str:
 
 
 def _stages_table(rows: list[dict]) -> str:
-    """Part of the whole's time that leaving each stage out saves."""
-    stages = list(rows[0]["cost_ms"])
+    """Part of the whole's time that leaving each stage out saves, with its quartiles."""
+    titles = [stage for stage in rows[0]["ratios"] if stage != stages.CONTROL]
     lines = [
-        f"| case | dtype | phase | whole | {' | '.join(stages)} |",
-        "|---" * (4 + len(stages)) + "|",
+        f"| case | dtype | phase | whole | {' | '.join(titles)} |",
+        "|---" * (4 + len(titles)) + "|",
     ]
     for row in rows:
-        costs = (f"{100 * row['cost_ms'][stage] / row['whole_ms']:.0f} %" for stage in stages)
+        saved = stages.figures(row["ratios"])
         lines.append(
             f"| {row['case']} | {row['dtype']} | {row['phase']} | {row['whole_ms']:.2f} ms "
-            f"| {' | '.join(costs)} |"
+            f"| {' | '.join(saved[title] for title in titles)} |"
         )
     return "\n".join(lines)
 

@@ -1,8 +1,11 @@
 """The benchmarks' own arithmetic, their baselines, and the script for machines with a GPU."""
 
+import itertools
+import multiprocessing
 import os
 import subprocess
 import sys
+import threading
 import uuid
 from pathlib import Path
 
@@ -15,7 +18,7 @@ from bench.bench_atrous_attention import attention_case
 from bench.op_bench import OpBench, Options, count_work, measure_case
 from bench.roofline import Limits, Work
 from bench.timing import interleave
-from hybrid_kernels import samples
+from hybrid_kernels import _native, samples
 from hybrid_kernels.measure import Clock, Sample
 from hybrid_kernels.samples import Cost, Maker, atrous_attention
 from python_ref.ops import atrous_attention_out
@@ -238,22 +241,64 @@ def test_numbers_in_the_readme_are_those_of_the_result_files():
     assert readme.rewritten(text) == text, "run `python -m bench.readme`"
 
 
-def test_cost_of_a_stage_is_what_leaving_it_out_saves():
-    class Contestant:
-        def __init__(self, name, seconds):
-            self.name, self.seconds = name, seconds
+class Paced:
+    """A contestant whose calls take the next of the given times."""
 
-        def prepare(self, case, dtype):
-            pass
+    def __init__(self, name: str, *seconds: float) -> None:
+        self.name, self._seconds = name, itertools.cycle(seconds)
 
-        def round(self, clock):
-            return dict.fromkeys(("forward", "backward"), Sample(self.seconds, 0))
+    def prepare(self, case: str, dtype: str) -> None:
+        self.prepared = case, dtype
 
-    whole, variant = Contestant("none", 4e-3), Contestant("packing", 3e-3)
+    def round(self, clock: Clock) -> dict[str, Sample]:
+        return dict.fromkeys(("forward", "backward"), Sample(next(self._seconds), 0))
+
+
+def test_time_without_a_stage_is_compared_with_the_whole_of_the_same_round():
+    # The machine slows down by ten in every second round: ratios do not see it.
+    whole, variant = Paced(stages.WHOLE, 4e-3, 4e-2), Paced("packing", 3e-3, 3e-2)
     rows = stages.measure([whole, variant], "a case", "float32", budget_s=0)
+    assert whole.prepared == variant.prepared == ("a case", "float32")
     assert [row.phase for row in rows] == ["forward", "backward"]
-    assert rows[0].whole_ms == pytest.approx(4)
-    assert rows[0].cost_ms == {"packing": pytest.approx(1)}
+    assert rows[0].rounds == stages.ROUNDS[0]
+    assert rows[0].ratios == {"packing": pytest.approx((0.75, 0.75, 0.75))}
+
+
+@pytest.mark.parametrize(
+    ("quartiles", "control", "text"),
+    [
+        ((0.70, 0.75, 0.80), 1.01, "25 % (20 to 30)"),
+        ((0.60, 0.75, 0.90), 1.01, "unclear"),  # rounds differ by more than the stage saves
+        ((0.94, 0.95, 0.96), 1.06, "unclear"),  # and so do two processes with the same kernel
+        ((1.09, 1.10, 1.11), 0.98, "-10 % (-11 to -9)"),
+    ],
+)
+def test_a_figure_within_the_noise_is_not_printed(quartiles, control, text):
+    ratios = {"packing": quartiles, stages.CONTROL: (control, control, control)}
+    assert stages.figures(ratios) == {"packing": text}
+
+
+def test_a_library_at_work_times_a_case_until_the_connection_closes():
+    ours, theirs = multiprocessing.Pipe()
+    arguments = (theirs, "atrous_attention", _native.cpu_isa())
+    worker = threading.Thread(target=stages.serve, args=arguments)
+    worker.start()
+    remote = stages.Remote(stages.WHOLE, ours)
+    remote.prepare("stage 3, 224", "bfloat16")
+    times = remote.round(Clock())
+    ours.close()
+    worker.join()
+    assert times.keys() == {"forward", "backward"}
+    assert all(sample.seconds > 0 for sample in times.values())
+
+
+def test_processes_inherit_settings_that_do_not_outlast_them(monkeypatch):
+    monkeypatch.setenv("HYBRID_KERNELS_LIBRARY", "ours")
+    before = dict(os.environ)
+    with stages.environment(stages.WORKER_SETTINGS | {"HYBRID_KERNELS_LIBRARY": "theirs"}):
+        assert os.environ["HYBRID_KERNELS_LIBRARY"] == "theirs"
+        assert os.environ["MALLOC_MMAP_MAX_"] == "0"
+    assert dict(os.environ) == before
 
 
 CHECK_VARIANT = """
@@ -271,7 +316,7 @@ with hk.use_backend("reference"):
 def test_variant_of_a_kernel_lacks_its_stage(stage, verdict):
     if not list(stages.BUILD_DIR.glob("atrous_attention/*.baseline.o")):
         pytest.skip("no objects of an in-place build to vary")
-    library = stages.build_variant("atrous_attention", stage, "baseline")
+    library = stages.build_variant("atrous_attention", stage, "baseline", ["float32"])
     settings = {"HYBRID_KERNELS_LIBRARY": str(library), "HYBRID_KERNELS_CPU_ISA": "baseline"}
     done = subprocess.run(
         [sys.executable, "-c", CHECK_VARIANT],
