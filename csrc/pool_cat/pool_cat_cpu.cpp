@@ -1,4 +1,5 @@
 // CPU kernels of pool_cat: one row of a target after the other. Compiled once per instruction set.
+#include "../common/aligned_buffer.h"
 #include "../common/arithmetic.h"
 #include "pool_cat.h"
 
@@ -17,93 +18,115 @@ inline Range window(int64_t t, int64_t source, int64_t target) {
   return {t * source / target, ceil_div((t + 1) * source, target)};
 }
 
-// One pixel of the target: rows x columns of the source, kWeighted: divided by their own windows.
-template <class T, bool kWeighted>
-class Pixel {
+// The sums of a task, row by row. kForward: means of the windows, else sums of the shares that the
+// elements of the source have: one by the size of their own windows.
+template <class T, bool kForward>
+class Rows {
   using Scalar = typename Arithmetic<T>::Scalar;
   using V = typename Arithmetic<T>::Vector;
   static constexpr int kCount = Arithmetic<T>::kCount;
-  static constexpr int kBlock = 4;  // vectors: that many sums hide the latency of an addition
 
  public:
-  Pixel(const PoolTask& task, int64_t image, Range rows, Range columns)
+  explicit Rows(const PoolTask& task)
       : task_(task),
-        source_(static_cast<const T*>(task.source.data) + image * task.source.stride[0]),
-        rows_(rows),
-        columns_(columns) {}
+        columns_(task.target.W),
+        shares_(kForward ? 0 : task.source.W),
+        width_(whole_vectors<T>(task.C)),
+        sums_(kForward ? task.target.W * width_ : 0) {
+    for (int64_t x = 0; x < task.target.W; ++x)
+      columns_[x] = window(x, task.source.W, task.target.W);
+    for (int64_t x = 0; !kForward && x < task.source.W; ++x)
+      shares_[x] = Scalar(1) / window(x, task.target.W, task.source.W).size();
+  }
 
-  void compute(T* out) const {
-    constexpr int64_t kStep = kBlock * kCount;
-    int64_t c = 0;
-    for (; c + kStep <= task_.C; c += kStep) {
-      V sums[kBlock];
-      add_up<kBlock>(c, All{}, sums);
-#pragma GCC unroll 4
-      for (int i = 0; i < kBlock; ++i) store(out + c + i * kCount, sums[i]);
-    }
-    for_each_vector<T>(task_.C - c, [&](int64_t rest, auto lanes) {
-      V sum[1];
-      add_up<1>(c + rest, lanes, sum);
-      store_lanes(out + c + rest, sum[0], lanes);
-    });
+  void compute(int64_t image, int64_t row) {
+    const PoolSide& target = task_.target;
+    const Range rows = window(row, task_.source.H, target.H);
+    const T* source = static_cast<const T*>(task_.source.data) + image * task_.source.stride[0];
+    T* out = static_cast<T*>(target.data) + image * target.stride[0] + row * target.stride[1];
+    if constexpr (kForward)
+      average(source, rows, out);
+    else
+      spread(source, rows, out);
   }
 
  private:
-  template <int N, class Lanes>
-  void add_up(int64_t c, Lanes lanes, V (&sums)[N]) const {
-    for (V& sum : sums) sum = broadcast(Scalar(0));
-    for (int64_t y = rows_.begin; y < rows_.end; ++y) {
-      const T* row = source_ + y * task_.source.stride[1] + c;
-      for (int64_t x = columns_.begin; x < columns_.end; ++x) {
-        const T* pixel = row + x * task_.source.stride[2];
-        [[maybe_unused]] const V share = broadcast(kWeighted ? weight(y, x) : Scalar(1));
-#pragma GCC unroll 4
-        for (int i = 0; i < N; ++i) {
-          const V value = load_lanes(pixel + i * kCount, lanes);
-          sums[i] = kWeighted ? fma(value, share, sums[i]) : sums[i] + value;
-        }
-      }
+  // Pixels of the source in the order of memory, which it can foresee; the sums stay in a cache.
+  void average(const T* source, Range rows, T* out) {
+    for (int64_t y = rows.begin; y < rows.end; ++y)
+      for (int64_t x = 0; x < task_.target.W; ++x)
+        for (int64_t k = columns_[x].begin; k < columns_[x].end; ++k)
+          add_pixel(source + y * task_.source.stride[1] + k * task_.source.stride[2],
+                    sums_ + x * width_, y == rows.begin && k == columns_[x].begin);
+    for (int64_t x = 0; x < task_.target.W; ++x, out += task_.target.stride[2]) {
+      const V size = broadcast(static_cast<Scalar>(rows.size() * columns_[x].size()));
+      for_each_vector<T>(task_.C, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
+        store_lanes(out + c, load(sums_ + x * width_ + c) / size, lanes);
+      });
     }
-    if (kWeighted) return;
-    const V number = broadcast(static_cast<Scalar>(rows_.size() * columns_.size()));
-    for (V& sum : sums) sum = sum / number;
   }
 
-  // Of a cell, in the backward: one by the pixels that it averages.
-  Scalar weight(int64_t y, int64_t x) const {
-    const int64_t rows = window(y, task_.target.H, task_.source.H).size();
-    return Scalar(1) / static_cast<Scalar>(rows * window(x, task_.target.W, task_.source.W).size());
+  void add_pixel(const T* pixel, Scalar* sums, bool is_first) const {
+    for_each_vector<T>(task_.C, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
+      const V value = load_lanes(pixel + c, lanes);
+      store(sums + c, is_first ? value : load(sums + c) + value);
+    });
+  }
+
+  // Few elements of the source, often one, for every pixel of the target.
+  void spread(const T* source, Range rows, T* out) const {
+    const int64_t step = task_.source.stride[2];
+    for (int64_t x = 0; x < task_.target.W; ++x, out += task_.target.stride[2]) {
+      const Range columns = columns_[x];
+      for_each_vector<T>(task_.C, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
+        V sum = broadcast(Scalar(0));
+        for (int64_t y = rows.begin; y < rows.end; ++y) {
+          V of_row = broadcast(Scalar(0));
+          const T* row = source + y * task_.source.stride[1] + c;
+          for (int64_t k = columns.begin; k < columns.end; ++k)
+            of_row = fma(load_lanes(row + k * step, lanes), broadcast(shares_[k]), of_row);
+          sum = fma(of_row, broadcast(row_share(y)), sum);
+        }
+        store_lanes(out + c, sum, lanes);
+      });
+    }
+  }
+
+  Scalar row_share(int64_t y) const {
+    return Scalar(1) / window(y, task_.target.H, task_.source.H).size();
   }
 
   const PoolTask& task_;
-  const T* source_;
-  Range rows_, columns_;
+  AlignedBuffer<Range> columns_;  // of the source, for a column of the target
+  AlignedBuffer<Scalar> shares_;  // of the source's columns
+  const int64_t width_;           // channels in whole vectors
+  AlignedBuffer<Scalar> sums_;    // of a row of the target
 };
 
-template <class T, bool kWeighted>
-void compute_row(const PoolTask& task, int64_t image, int64_t row) {
-  const PoolSide& target = task.target;
-  const Range rows = window(row, task.source.H, target.H);
-  T* out = static_cast<T*>(target.data) + image * target.stride[0] + row * target.stride[1];
-  for (int64_t x = 0; x < target.W; ++x, out += target.stride[2])
-    Pixel<T, kWeighted>(task, image, rows, window(x, task.source.W, target.W)).compute(out);
-}
-
-// Row `row` of those of all tasks.
-template <class T>
-void compute_any_row(const PoolCatParams& p, int64_t image, int64_t row) {
-  const PoolTask* task = p.task;
-  while (row >= task->target.H) row -= (task++)->target.H;
-  if (p.is_backward)
-    compute_row<T, true>(*task, image, row);
-  else
-    compute_row<T, false>(*task, image, row);
+// Rows [begin, end) of those of all tasks and images, an image after the other.
+template <class T, bool kForward>
+void compute_rows(const PoolCatParams& p, int64_t begin, int64_t end) {
+  int64_t first = 0;  // row of an image at which the task begins
+  for (int32_t t = 0; t < p.tasks; ++t) {
+    Rows<T, kForward> rows(p.task[t]);
+    const int64_t height = p.task[t].target.H;
+    for (int64_t image = begin / p.target_rows; image * p.target_rows < end; ++image) {
+      const int64_t origin = image * p.target_rows + first;
+      const int64_t last = end - origin < height ? end - origin : height;
+      for (int64_t row = begin > origin ? begin - origin : 0; row < last; ++row)
+        rows.compute(image, row);
+    }
+    first += height;
+  }
 }
 
 void compute(const PoolCatParams& p, int64_t begin, int64_t end) {
   for_dtype(p.dtype, [&](auto type) {
-    for (int64_t i = begin; i < end; ++i)
-      compute_any_row<decltype(type)>(p, i / p.target_rows, i % p.target_rows);
+    using T = decltype(type);
+    if (p.is_backward)
+      compute_rows<T, false>(p, begin, end);
+    else
+      compute_rows<T, true>(p, begin, end);
   });
 }
 
