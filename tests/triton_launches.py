@@ -38,6 +38,17 @@ def fold_of_attention(problem: str) -> None:
     attention("16-bit, e <= 32", window={16: 4, 32: 5, 64: 7, 128: 11, 256: 16}[slots], size=60)
 
 
+def attention_with_token(problem: str, window: int) -> None:
+    from hybrid_kernels.triton import abstract_token_attention as op
+
+    bits, width = problem.split(", e <= ")
+    d, dtype = int(width), DTYPES[bits]
+    qkv, token, pad_kv = empty(8, 30, 31, 3, 4, d, dtype=dtype), empty(3, 4, d), empty(2, 4, d)
+    out, summary, lse = op.abstract_token_attention(qkv, token, window, 0.25, pad_kv)
+    saved = (out, summary, qkv, token, pad_kv, out, summary, lse, out)
+    op.abstract_token_attention_backward(*saved, window, 0.25, True, True, True)
+
+
 def attention_over_segments(problem: str) -> None:
     from hybrid_kernels.triton import multiscale_attention as op
 
@@ -125,6 +136,10 @@ def depthwise(problem: str) -> None:
 # The calls that launch the kernels whose names begin so, in the forms that need most registers:
 # ragged maps mask keys in the loop, and windows beyond one tile run other code than those within.
 CALLS: dict[str, tuple[Call, ...]] = {
+    "abstract_token_attention": (
+        lambda p: attention_with_token(p, 7),
+        lambda p: attention_with_token(p, 12),
+    ),
     "atrous_attention.forward": (lambda p: attention(p, 7, 60), lambda p: attention(p, 12, 60)),
     "atrous_attention.pairs": (lambda p: attention(p, 7, 60), lambda p: attention(p, 12, 60)),
     "atrous_attention.by_": (lambda p: attention(p, 12, 60),),

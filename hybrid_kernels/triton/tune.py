@@ -15,6 +15,10 @@ import torch
 import triton
 
 from hybrid_kernels.triton import launch
+from hybrid_kernels.triton.abstract_token_attention import (
+    abstract_token_attention,
+    abstract_token_attention_backward,
+)
 from hybrid_kernels.triton.atrous_attention import atrous_attention, atrous_attention_backward
 from hybrid_kernels.triton.atrous_partition import atrous_merge, atrous_partition
 from hybrid_kernels.triton.gated_fuse import gated_fuse, gated_fuse_backward
@@ -35,6 +39,11 @@ DTYPES = (torch.bfloat16, torch.float32)
 
 # What is tried for each setting; kernels take those of their settings in the tables.
 CHOICES: dict[str, dict[str, tuple[int, ...]]] = {
+    "abstract_token_attention": {
+        "TILE": (16, 32, 64),
+        "num_warps": (2, 4, 8),
+        "num_stages": (1, 2),
+    },
     "atrous_attention": {
         "TILE": (32, 64),
         "OFFSETS": (4, 8, 16),
@@ -152,6 +161,18 @@ def _call(op: str, shape: Shape, dtype: torch.dtype) -> Callable[[], Any]:
             atrous_attention_backward(out, qkv, bias, out, lse, *options, True, True)
 
         return attend
+    if op == "abstract_token_attention":
+        qkv = data(B, H, W, 3, heads, C // heads)
+        token = data(3, heads, C // heads, dtype=torch.float32)
+        scale = (C // heads) ** -0.5
+        saved = abstract_token_attention(qkv, token, 7, scale, None)
+        inputs = (*saved[:2], qkv, token, None, *saved, None, 7, scale, True, True, False)
+
+        def attend_with_token() -> None:
+            abstract_token_attention(qkv, token, 7, scale, None)
+            abstract_token_attention_backward(*inputs)
+
+        return attend_with_token
     if op == "multiscale_attention":
         tokens = [data(B, H * W // k**2, heads, C // heads) for k in (1, 2, 3)]
         arguments = (tokens[0], tokens, tokens, (C // heads) ** -0.5)
