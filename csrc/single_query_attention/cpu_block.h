@@ -1,14 +1,12 @@
-// A block of tokens of one image against the queries of one head, in vector code.
+// A block of tokens of one image against all heads and queries, in vector code.
 //
-// Keys and values are transposed on the way in, so that the tokens are in the lanes: scores, masks
-// and exponentials are whole vectors however few queries there are. All arithmetic is float32: with
-// so few queries the op waits for memory, and 16-bit data is converted while it arrives.
+// With so few queries the op waits for memory. Tokens are therefore read in the order in which they
+// lie there: tile by tile, all heads of a tile before the next one, whose rows are fetched beside
+// the arithmetic. Gradients are collected for a tile and leave it in one piece.
 #pragma once
 
-#include <algorithm>
-
-#include "../atrous_attention/cpu_packing.h"
-#include "../common/attention/cpu_panels.h"
+#include "../common/aligned_buffer.h"
+#include "cpu_tile.h"
 #include "single_query_attention.h"
 
 namespace hybrid {
@@ -16,6 +14,8 @@ namespace HYBRID_ISA {
 namespace {
 
 using SingleQueryParams = SingleQueryAttentionParams;
+
+constexpr float kLog2E = 1.44269504f, kLn2 = 0.693147181f;
 
 inline int64_t row_floats(const SingleQueryParams& p) { return p.dv + 2; }
 
@@ -27,170 +27,155 @@ inline float* partial_row(const SingleQueryParams& p, int64_t block, int head, i
 
 template <class T>
 class TokenBlock {
-  using Arith = FloatArith;
-
  public:
   explicit TokenBlock(const SingleQueryParams& p)
       : p_(p),
-        key_(p.d),
-        value_(p.dv),
-        scale_(static_cast<float>(p.scale * 1.4426950408889634)),
-        keys_(kTokenBlock),
-        values_(kTokenBlock),
-        queries_(p.G),
-        grads_(p.G),
+        rows_(p.h * p.G),
+        key_floats_(round_up_to_lanes(p.d)),
+        value_floats_(round_up_to_lanes(p.dv)),
+        scale_(static_cast<float>(p.scale)),
+        scale_log2_(static_cast<float>(p.scale * 1.4426950408889634)),
         is_excluded_(p.excluded ? p.N : 0),
         mask_(kTokenBlock),
-        kt_(key_.words * kTokenBlock),
-        vt_(p.grad_out.data ? value_.words * kTokenBlock : 0),
-        inner_(kTokenBlock * std::max(key_.columns, value_.columns)),
-        q_(p.G * key_.words),
-        g_(p.G * value_.words),
-        s_(p.G * kTokenBlock),
-        ds_(p.G * kTokenBlock) {}
+        q_(rows_ * key_floats_),
+        s_(rows_ * kTokenBlock),
+        sums_(rows_ * std::max(key_floats_, value_floats_)),
+        g_(is_backward() ? rows_ * value_floats_ : 0),
+        lse_(is_backward() ? rows_ : 0),
+        delta_(is_backward() ? rows_ : 0),
+        ds_(is_backward() ? p.G * kLanes : 0),
+        grad_k_(p.grad_k ? kLanes * p.h * p.d : 0),
+        grad_v_(p.grad_v ? kLanes * p.h * p.dv : 0) {}
+
+  ~TokenBlock() { stream_fence(); }
 
   void forward(int64_t block) {
     begin(block);
-    for (int head = 0; head < p_.h; ++head) {
-      gather_head(head);
-      scores(q_, kt_, key_, [&](int g, int lane, F x) {
-        store(s_ + g * kTokenBlock + lane, fma(x, broadcast(scale_), load(mask_ + lane)));
-      });
-      for (int g = 0; g < p_.G; ++g) exponentials(g, partial_row(p_, block, head, g));
-      gather_rows<Arith>(inner_, value_.columns, values_.from(0), tokens_, p_.dv);
-      products<Walk::kAlongRow>(s_, p_.G, tokens_, inner_, value_,
-                                [&](int g) { return partial_row(p_, block, head, g) + 2; });
-    }
+    for (int tile = 0; tile < tiles_; ++tile)
+      for (int head = 0; head < p_.h; ++head) {
+        prefetch(tile + 1 < tiles_ ? p_.k : p_.v, (tile + 1) % tiles_ * kLanes, head);
+        tile_scores(scores(head, tile), queries(head), p_.G, rows(p_.k, p_.d, tile, head));
+      }
+    for (int row = 0; row < rows_; ++row)
+      exponentials(s_ + row * kTokenBlock, partial_row(p_, block, 0, row));
+    clear_sums(value_floats_);
+    for (int tile = 0; tile < tiles_; ++tile)
+      for (int head = 0; head < p_.h; ++head) {
+        prefetch(tile + 1 < tiles_ ? p_.v : p_.k, (tile + 1) * kLanes, head);
+        add_tokens(sums(head, value_floats_), scores(head, tile), p_.G,
+                   rows(p_.v, p_.dv, tile, head));
+      }
+    for (int row = 0; row < rows_; ++row)
+      std::copy_n(sums_ + row * value_floats_, p_.dv, partial_row(p_, block, 0, row) + 2);
   }
 
   void backward(int64_t block) {
     begin(block);
-    for (int head = 0; head < p_.h; ++head) {
-      gather_head(head);
-      gather_grads(head);
-      scores(q_, kt_, key_, [&](int g, int lane, F x) {
-        const F s = fma(x, broadcast(scale_), load(mask_ + lane));
-        store(s_ + g * kTokenBlock + lane, exp2(s - broadcast(lse_[g])));
-      });
-      if (p_.grad_v)
-        products<Walk::kAlongColumn>(s_, tokens_, p_.G, g_, value_,
-                                     [&](int t) { return grad_row(p_.grad_v, t, head, p_.dv); });
-      if (!p_.grad_k && !p_.grad_query) continue;
-      gather_columns<Arith>(vt_, kTokenBlock, values_.from(0), vectors_, value_.words, p_.dv);
-      scores(g_, vt_, value_, [&](int g, int lane, F x) {
-        float* p = s_ + g * kTokenBlock + lane;
-        const F ds = load(p) * (x - broadcast(delta_[g]));
-        store(ds_ + g * kTokenBlock + lane, ds * broadcast(static_cast<float>(p_.scale)));
-      });
-      if (p_.grad_k)
-        products<Walk::kAlongColumn>(ds_, tokens_, p_.G, q_, key_,
-                                     [&](int t) { return grad_row(p_.grad_k, t, head, p_.d); });
-      if (!p_.grad_query) continue;
-      gather_rows<Arith>(inner_, key_.columns, keys_.from(0), tokens_, p_.d);
-      products<Walk::kAlongRow>(ds_, p_.G, tokens_, inner_, key_, [&](int g) {
-        return static_cast<float*>(p_.workspace) + ((block * p_.h + head) * p_.G + g) * p_.d;
-      });
+    clear_sums(key_floats_);
+    for (int tile = 0; tile < tiles_; ++tile) {
+      for (int head = 0; head < p_.h; ++head) backward_tile(tile, head);
+      send(p_.grad_k, grad_k_, tile, p_.d);
+      send(p_.grad_v, grad_v_, tile, p_.dv);
     }
+    if (!p_.grad_query) return;
+    float* partial = static_cast<float*>(p_.workspace) + block * rows_ * p_.d;
+    for (int row = 0; row < rows_; ++row)
+      std::copy_n(sums_ + row * key_floats_, p_.d, partial + row * p_.d);
   }
 
  private:
+  bool is_backward() const { return p_.grad_out.data; }
+
   // Which tokens, and which of them are no keys: 0 or -inf in each lane.
   void begin(int64_t block) {
     const int64_t image = block / token_blocks(p_);
-    if (image != image_) mark_excluded(image);
-    image_ = image;
+    if (image != image_) begin_image(image);
     first_ = block % token_blocks(p_) * kTokenBlock;
     tokens_ = static_cast<int>(std::min<int64_t>(kTokenBlock, p_.N - first_));
-    vectors_ = ceil_div(tokens_, kLanes);
-    for (int t = 0; t < kTokenBlock; ++t) {
+    tiles_ = ceil_div(tokens_, kLanes);
+    for (int t = 0; t < tiles_ * kLanes; ++t) {
       const bool is_key = t < tokens_ && !(p_.excluded && is_excluded_[first_ + t]);
       mask_[t] = is_key ? 0.f : -__builtin_inff();
     }
   }
 
-  // Once per image: its blocks would all have to search the list.
-  void mark_excluded(int64_t image) {
-    if (!p_.excluded) return;
-    for (int64_t t = 0; t < p_.N; ++t) is_excluded_[t] = 0;
-    const int64_t* exclude = p_.exclude + image * p_.excluded;
-    for (int64_t i = 0; i < p_.excluded; ++i) is_excluded_[exclude[i]] = 1;
-  }
-
-  static void fill(RowAddresses<T>& rows, const AttentionTokens& tokens, int64_t image, int head,
-                   int64_t first, int64_t count) {
-    AttentionTokens shifted = tokens;
-    shifted.data = static_cast<const T*>(tokens.data) + first * tokens.stride[1];
-    rows.clear();
-    rows.add(shifted, image, head, count);
-  }
-
-  // The rows of the next head come while this one is computed.
-  void prefetch(int head) {
-    ahead_.start(column_blocks(vectors_));
-    fetch_head(p_.k, head, p_.d);
-    fetch_head(p_.v, head, p_.dv);
-  }
-  void fetch_head(const AttentionTokens& tokens, int head, int e) {
-    const T* row = static_cast<const T*>(tokens.data) + image_ * tokens.stride[0] +
-                   first_ * tokens.stride[1] + head * tokens.stride[2];
-    ahead_.add(row, tokens.stride[1] * sizeof(T), tokens_, e * sizeof(T), false);
-  }
-
-  void gather_head(int head) {
-    if (head + 1 < p_.h) prefetch(head + 1);
-    fill(keys_, p_.k, image_, head, first_, tokens_);
-    keys_.pad();
-    fill(values_, p_.v, image_, head, first_, tokens_);
-    values_.pad();
-    fill(queries_, p_.query, image_, head, 0, p_.G);
-    gather_columns<Arith>(kt_, kTokenBlock, keys_.from(0), vectors_, key_.words, p_.d);
-    gather_rows<Arith>(q_, key_.words, queries_.from(0), p_.G, p_.d);
-  }
-
-  // Gradients of the output, D and the log-sum-exp (base 2) of every query.
-  void gather_grads(int head) {
-    fill(grads_, p_.grad_out, image_, head, 0, p_.G);
-    gather_rows<Arith>(g_, value_.words, grads_.from(0), p_.G, p_.dv);
-    const T* out = static_cast<const T*>(p_.out);
-    const float* lse = static_cast<const float*>(p_.lse) + (image_ * p_.h + head) * p_.G;
-    for (int g = 0; g < p_.G; ++g) {
-      const T* row = out + ((image_ * p_.G + g) * p_.h + head) * p_.dv;
-      F delta = zero();
-      for (int c = 0; c < p_.dv; c += kLanes)
-        delta = fma(load(g_ + g * value_.words + c), Arith::load_words(row, c, p_.dv), delta);
-      delta_[g] = sum(delta);
-      lse_[g] = lse[g] * kLog2E;
+  void begin_image(int64_t image) {
+    const bool same_queries = image_ >= 0 && p_.shared;
+    image_ = image;
+    if (!same_queries) gather(p_.query, p_.d, q_, key_floats_);
+    if (p_.excluded) {
+      std::fill_n(static_cast<char*>(is_excluded_), p_.N, 0);
+      const int64_t* exclude = p_.exclude + image * p_.excluded;
+      for (int64_t i = 0; i < p_.excluded; ++i) is_excluded_[exclude[i]] = 1;
     }
+    if (is_backward()) gather_grads();
   }
 
-  // finish(query, lane, products) of all rows [query][word] with the tokens [word][lane].
-  template <class Finish>
-  void scores(const float* rows, const float* columns, const Width<Arith>& width, Finish finish) {
-    const int words = width.words, steps = width.steps;
-    for_column_blocks(vectors_, [&](int vector, auto vectors) __attribute__((always_inline)) {
-      constexpr int C = decltype(vectors)::value;
-      const int lane = vector * kLanes;
-      key_products<Arith, C>(rows, words, p_.G, columns + lane, kTokenBlock, steps, ahead_,
-                             [&](int g, auto& acc) __attribute__((always_inline)) {
-                               constexpr int R = sizeof acc / sizeof acc[0];
-#pragma GCC unroll 16
-                               for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-                                 for (int j = 0; j < C; ++j)
-                                   finish(g + r, lane + j * kLanes, acc[r][j]);
-                             });
-    });
+  // Queries, or gradients of the output, of the image: [head][query][channel].
+  void gather(const AttentionTokens& tokens, int e, float* to, int64_t step) {
+    for (int head = 0; head < p_.h; ++head)
+      for (int g = 0; g < p_.G; ++g, to += step)
+        for (int c = 0; c < e; c += kLanes)
+          store(to + c, FloatArith::load_words(row<T>(tokens, g, head), c, e));
+  }
+
+  // With D = <grad_out, out> and the log-sum-exp (base 2) of every head and query.
+  void gather_grads() {
+    gather(p_.grad_out, p_.dv, g_, value_floats_);
+    const float* lse = static_cast<const float*>(p_.lse) + image_ * rows_;
+    for (int head = 0; head < p_.h; ++head)
+      for (int g = 0; g < p_.G; ++g) {
+        const int row = head * p_.G + g;
+        const T* out = static_cast<const T*>(p_.out) + ((image_ * p_.G + g) * p_.h + head) * p_.dv;
+        F delta = zero();
+        for (int c = 0; c < p_.dv; c += kLanes)
+          delta =
+              fma(load(g_ + row * value_floats_ + c), FloatArith::load_words(out, c, p_.dv), delta);
+        delta_[row] = sum(delta);
+        lse_[row] = lse[row] * kLog2E;
+      }
+  }
+
+  template <class Element>
+  const Element* row(const AttentionTokens& tokens, int64_t token, int head) const {
+    return static_cast<const Element*>(tokens.data) + image_ * tokens.stride[0] +
+           token * tokens.stride[1] + head * tokens.stride[2];
+  }
+
+  TileRows<T> rows(const AttentionTokens& tokens, int e, int tile, int head) const {
+    return {row<T>(tokens, first_ + tile * kLanes, head), tokens.stride[1],
+            std::min(kLanes, tokens_ - tile * kLanes), e};
+  }
+  QueryRows queries(int head) const { return {q_ + head * p_.G * key_floats_, key_floats_}; }
+  QueryRows grads(int head) const { return {g_ + head * p_.G * value_floats_, value_floats_}; }
+  QueryRows scores(int head, int tile) const {
+    return {s_ + head * p_.G * kTokenBlock + tile * kLanes, kTokenBlock};
+  }
+  QueryRows sums(int head, int64_t step) const { return {sums_ + head * p_.G * step, step}; }
+  void clear_sums(int64_t step) { std::fill_n(static_cast<float*>(sums_), rows_ * step, 0.f); }
+
+  // The rows of a head in the tile that starts at token `first` of the block, unless the image ends.
+  void prefetch(const AttentionTokens& tokens, int64_t first, int head) const {
+    const int64_t left = p_.N - first_ - first;
+    const char* at = reinterpret_cast<const char*>(row<T>(tokens, first_ + first, head));
+    const int64_t step = tokens.stride[1] * sizeof(T);
+    const int bytes = (&tokens == &p_.k ? p_.d : p_.dv) * sizeof(T);
+    for (int t = 0; t < kLanes && t < left; ++t, at += step)
+      for (int line = 0; line < bytes; line += 64) __builtin_prefetch(at + line, 0, 2);
   }
 
   // Exponentials of a query's scores in place; their base and sum to partial[0] and partial[1].
-  void exponentials(int g, float* partial) {
-    float* s = s_ + g * kTokenBlock;
+  void exponentials(float* s, float* partial) {
     F top = broadcast(-__builtin_inff()), total = zero();
-    for (int i = 0; i < vectors_ * kLanes; i += kLanes) top = max(top, load(s + i));
+    for (int i = 0; i < tiles_ * kLanes; i += kLanes) {
+      const F x = fma(load(s + i), broadcast(scale_log2_), load(mask_ + i));
+      store(s + i, x);
+      top = max(top, x);
+    }
     const float base = largest(top);
     partial[0] = base;
     const F b = broadcast(base == -__builtin_inff() ? 0.f : base);  // nothing but excluded tokens
-    for (int i = 0; i < vectors_ * kLanes; i += kLanes) {
+    for (int i = 0; i < tiles_ * kLanes; i += kLanes) {
       const F x = exp2(load(s + i) - b);
       total = total + x;
       store(s + i, x);
@@ -198,39 +183,61 @@ class TokenBlock {
     partial[1] = sum(total);
   }
 
-  // to(i) = sum over k of a(i, k) b[k], rows of width.e elements.
-  template <Walk kWalk, class To>
-  void products(const float* a, int rows, int inner, const float* b, const Width<Arith>& width,
-                To to) {
-    channel_products<Arith, kWalk>(
-        a, kTokenBlock, rows, inner, b, width, ahead_,
-        [&](int i, int vector, auto& acc) __attribute__((always_inline)) {
-          constexpr int R = sizeof acc / sizeof acc[0];
-#pragma GCC unroll 16
-          for (int r = 0; r < R; ++r)
-            store_row(to(i + r) + vector * kLanes, acc[r], width.e - vector * kLanes, false);
-        });
+  void backward_tile(int tile, int head) {
+    const TileRows<T> keys = rows(p_.k, p_.d, tile, head), values = rows(p_.v, p_.dv, tile, head);
+    const QueryRows weights{s_, kLanes}, score_grads{ds_, kLanes};
+    const int head_row = head * p_.G;
+    prefetch(p_.k, (tile + 1) * kLanes, head);
+    if (!p_.values_are_keys) prefetch(p_.v, (tile + 1) * kLanes, head);
+    tile_scores(weights, queries(head), p_.G, keys);
+    const F mask = load(mask_ + tile * kLanes);
+    for (int g = 0; g < p_.G; ++g) {
+      const F x = fma(load(weights[g]), broadcast(scale_log2_), mask);
+      store(weights[g], exp2(x - broadcast(lse_[head_row + g])));
+    }
+    if (p_.grad_v)
+      expand_queries(grad_v_ + head * p_.dv, p_.h * p_.dv, {{weights, grads(head)}}, p_.G,
+                     values.count, p_.dv);
+    if (!p_.grad_k && !p_.grad_query) return;
+    tile_scores(score_grads, grads(head), p_.G, values);
+    for (int g = 0; g < p_.G; ++g) {
+      const F x = load(weights[g]) * (load(score_grads[g]) - broadcast(delta_[head_row + g]));
+      store(score_grads[g], x * broadcast(scale_));
+    }
+    T* grad_k = grad_k_ + head * p_.d;
+    if (p_.grad_k && p_.values_are_keys)
+      expand_queries(grad_k, p_.h * p_.d, {{score_grads, queries(head)}, {weights, grads(head)}},
+                     p_.G, keys.count, p_.d);
+    else if (p_.grad_k)
+      expand_queries(grad_k, p_.h * p_.d, {{score_grads, queries(head)}}, p_.G, keys.count, p_.d);
+    if (p_.grad_query) add_tokens(sums(head, key_floats_), score_grads, p_.G, keys);
   }
 
-  T* grad_row(void* grad, int token, int head, int e) const {
-    return static_cast<T*>(grad) + ((image_ * p_.N + first_ + token) * p_.h + head) * e;
+  // A tile of gradients to its place in a contiguous (B, N, h, e), unless not asked for.
+  void send(void* grad, const T* tile_grads, int tile, int e) const {
+    if (!grad) return;
+    const int64_t token = p_.h * static_cast<int64_t>(e), first = first_ + tile * kLanes;
+    const int64_t count = std::min<int64_t>(kLanes, p_.N - first);
+    copy_streaming(static_cast<T*>(grad) + (image_ * p_.N + first) * token, tile_grads,
+                   count * token * sizeof(T));
   }
 
   const SingleQueryParams& p_;
-  const Width<Arith> key_, value_;
-  const float scale_;
-  Prefetcher ahead_{2};  // keys and values
-  RowAddresses<T> keys_, values_, queries_, grads_;
+  const int rows_;  // pairs of a head and a query
+  const int64_t key_floats_, value_floats_;
+  const float scale_, scale_log2_;
   AlignedBuffer<char> is_excluded_;  // of every token of the image
   AlignedBuffer<float> mask_;        // of each token of the block, added to its scores
-  AlignedBuffer<float> kt_, vt_;     // [word][token]
-  AlignedBuffer<float> inner_;       // keys or values: [token][channel]
-  AlignedBuffer<float> q_, g_;       // queries, gradients of the output: [query][channel]
-  AlignedBuffer<float> s_, ds_;      // scores, then weights; scaled gradients of scores
+  AlignedBuffer<float> q_;           // queries: [head][query][channel]
+  AlignedBuffer<float> s_;           // scores, then weights: [head][query][token], or of one tile
+  AlignedBuffer<float> sums_;        // of values or keys: [head][query][channel]
+  AlignedBuffer<float> g_;           // gradients of the output: [head][query][channel]
+  AlignedBuffer<float> lse_, delta_;
+  AlignedBuffer<float> ds_;           // scaled gradients of the scores of one tile
+  AlignedBuffer<T> grad_k_, grad_v_;  // of one tile: [token][head][channel]
 
   int64_t image_ = -1, first_ = 0;
-  int tokens_ = 0, vectors_ = 0;
-  float delta_[kMaxQueries], lse_[kMaxQueries];
+  int tokens_ = 0, tiles_ = 0;
 };
 
 }  // namespace

@@ -21,11 +21,12 @@ constexpr int kMaxQueries = 16;
 constexpr int kTokenBlock = 128;
 
 struct SingleQueryAttentionParams {
-  DType dtype;    // of query, k, v, out and their gradients
-  int64_t B, N;   // images, tokens; neither is zero when a launcher is called
-  int32_t G, h;   // queries, 1 to kMaxQueries; heads
-  int32_t d, dv;  // width of queries and keys, width of values
-  bool shared;    // all images have the same queries
+  DType dtype;           // of query, k, v, out and their gradients
+  int64_t B, N;          // images, tokens; neither is zero when a launcher is called
+  int32_t G, h;          // queries, 1 to kMaxQueries; heads
+  int32_t d, dv;         // width of queries and keys, width of values
+  bool shared;           // all images have the same queries
+  bool values_are_keys;  // v is k, and grad_k also takes what belongs to grad_v, which is null
   double scale;
 
   AttentionTokens query;   // (B, G, h, d); image stride 0 if shared
@@ -59,3 +60,11 @@ struct SingleQueryAttentionCpu {
 };
 
 }  // namespace hybrid
+
+// CUDA launchers: 0, or a cudaError_t. `stream` is a cudaStream_t. Workspaces in bytes.
+extern "C" {
+int64_t hk_single_query_attention_forward_workspace(const hybrid::SingleQueryAttentionParams*);
+int64_t hk_single_query_attention_backward_workspace(const hybrid::SingleQueryAttentionParams*);
+int hk_single_query_attention_forward(const hybrid::SingleQueryAttentionParams*, void* stream);
+int hk_single_query_attention_backward(const hybrid::SingleQueryAttentionParams*, void* stream);
+}
