@@ -32,6 +32,7 @@ TENSOR_CORE_KERNELS = {
     "abstract_token_attention": ["forward", "backward"],
     "atrous_attention": ["forward", "backward"],
     "multiscale_attention": ["forward", "backward"],
+    "single_query_attention": ["forward", "backward"],
 }
 
 # One worker: the compiled objects are shared.

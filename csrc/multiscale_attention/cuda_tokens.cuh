@@ -3,7 +3,7 @@
 // the end of one segment and the beginning of the next.
 #pragma once
 
-#include "../common/attention/cuda_rows.cuh"
+#include "../common/attention/cuda_tokens.cuh"
 #include "multiscale_attention.h"
 
 namespace hybrid {
@@ -24,62 +24,25 @@ struct Work {
   }
 };
 
-inline bool is_vector(const MultiscaleAttentionParams& p, const void* base, const int64_t* strides,
-                      int width) {
-  const int64_t element = p.dtype == DType::f32 ? 4 : 2;
-  bool ok = reinterpret_cast<uintptr_t>(base) % 16 == 0 && width * element % 16 == 0;
-  for (int i = 0; strides && i < 3; ++i) ok = ok && strides[i] * element % 16 == 0;
-  return ok;
-}
-
-inline bool is_vector(const MultiscaleAttentionParams& p, const AttentionTokens& tokens,
-                      int width) {
-  return is_vector(p, tokens.data, tokens.stride, width);
-}
-
 // Which tensors' rows can move by 16 bytes.
 struct Vectors {
   bool q, k, v, out, grad_out, grads;
 
   explicit Vectors(const MultiscaleAttentionParams& p) {
-    q = is_vector(p, p.q, p.d);
+    q = is_vector(p.dtype, p.q, p.d);
     k = v = grads = true;
     for (int i = 0; i < p.segments; ++i) {
       const AttentionSegment& s = p.segment[i];
-      k = k && (s.M == 0 || is_vector(p, s.k, p.d));
-      v = v && (s.M == 0 || is_vector(p, s.v, p.dv));
-      grads =
-          grads && is_vector(p, s.grad_k, nullptr, p.d) && is_vector(p, s.grad_v, nullptr, p.dv);
+      k = k && (s.M == 0 || is_vector(p.dtype, s.k, p.d));
+      v = v && (s.M == 0 || is_vector(p.dtype, s.v, p.dv));
+      grads = grads && is_vector(p.dtype, s.grad_k, nullptr, p.d) &&
+              is_vector(p.dtype, s.grad_v, nullptr, p.dv);
     }
-    out = is_vector(p, p.out, nullptr, p.dv);
-    grad_out = is_vector(p, p.grad_out, p.dv);
-    grads = grads && is_vector(p, p.grad_q, nullptr, p.d);
+    out = is_vector(p.dtype, p.out, nullptr, p.dv);
+    grad_out = is_vector(p.dtype, p.grad_out, p.dv);
+    grads = grads && is_vector(p.dtype, p.grad_q, nullptr, p.d);
   }
 };
-
-// Rows of one image and head of (B, tokens, h, width).
-template <class T>
-struct TokenRows {
-  T* base;
-  int64_t step;
-
-  __device__ __forceinline__ T* operator()(int64_t row) const { return base + row * step; }
-};
-
-template <class T>
-__device__ __forceinline__ TokenRows<const T> token_rows(const AttentionTokens& tokens,
-                                                         const Work& work) {
-  const int64_t* s = tokens.stride;
-  return {static_cast<const T*>(tokens.data) + work.image * s[0] + work.head * s[2], s[1]};
-}
-
-// Of a contiguous (B, rows, h, width).
-template <class T>
-__device__ __forceinline__ TokenRows<T> packed_rows(void* data, int64_t rows, int heads, int width,
-                                                    const Work& work) {
-  const int64_t step = static_cast<int64_t>(heads) * width;
-  return {static_cast<T*>(data) + work.image * rows * step + work.head * width, step};
-}
 
 // Reads rows first.. of queries or of their like into a tile; `rows` of them exist.
 template <int kRows, class G>

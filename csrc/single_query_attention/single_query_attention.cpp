@@ -1,11 +1,12 @@
 // hybrid::single_query_attention: schema, argument checks, tensors -> parameter struct,
-// registration. On CUDA tensors the op is served by Triton.
+// registration.
 #include "single_query_attention.h"
 
 #include <cmath>
 #include <tuple>
 
 #include "../common/indices.h"
+#include "../common/launch.h"
 
 STABLE_TORCH_LIBRARY_FRAGMENT(hybrid, m) {
   m.def(
@@ -16,8 +17,6 @@ STABLE_TORCH_LIBRARY_FRAGMENT(hybrid, m) {
       " Tensor out, Tensor lse, float scale, Tensor? exclude, bool need_query, bool need_k,"
       " bool need_v) -> (Tensor grad_query, Tensor grad_k, Tensor grad_v)");
 }
-
-#if !defined(HYBRID_HOST_EMULATOR)
 
 namespace hybrid {
 namespace {
@@ -120,8 +119,10 @@ Tensor new_workspace(const Tensor& like, int64_t bytes, void*& data) {
   return workspace;
 }
 
-std::tuple<Tensor, Tensor> forward_cpu(Tensor query, Tensor k, Tensor v, double scale,
-                                       Indices exclude) {
+template <class WorkspaceBytes, class Launch>
+std::tuple<Tensor, Tensor> forward(const Tensor& query, const Tensor& k, const Tensor& v,
+                                   double scale, const Indices& exclude,
+                                   const WorkspaceBytes& workspace_bytes, const Launch& launch) {
   SingleQueryAttentionParams p = checked_params(query, k, v, scale);
   const Inputs inputs(p, query, k, v, exclude);
   Tensor out = empty_like_type(k, {p.B, p.G, p.h, p.dv}, k.scalar_type());
@@ -129,12 +130,8 @@ std::tuple<Tensor, Tensor> forward_cpu(Tensor query, Tensor k, Tensor v, double 
   if (p.B == 0) return {out, lse};
   p.out = out.mutable_data_ptr();
   p.lse = lse.mutable_data_ptr();
-  const auto& kernels = cpu_table<SingleQueryAttentionCpu>();
-  const Tensor workspace = new_workspace(k, kernels.forward_workspace(p), p.workspace);
-  torch::stable::parallel_for(0, p.B * token_blocks(p), 1,
-                              [&](int64_t begin, int64_t end) { kernels.forward(p, begin, end); });
-  torch::stable::parallel_for(0, p.B, 1,
-                              [&](int64_t begin, int64_t end) { kernels.merge(p, begin, end); });
+  const Tensor workspace = new_workspace(k, workspace_bytes(p), p.workspace);
+  launch(p);
   return {out, lse};
 }
 
@@ -146,10 +143,13 @@ Tensor new_gradient(const Tensor& like, bool needed, void*& data) {
   return grad;
 }
 
-std::tuple<Tensor, Tensor, Tensor> backward_cpu(Tensor grad_out, Tensor query, Tensor k, Tensor v,
-                                                Tensor out, Tensor lse, double scale,
-                                                Indices exclude, bool need_query, bool need_k,
-                                                bool need_v) {
+using Gradients = std::tuple<Tensor, Tensor, Tensor>;
+
+template <class WorkspaceBytes, class Launch>
+Gradients backward(const Tensor& grad_out, const Tensor& query, const Tensor& k, const Tensor& v,
+                   const Tensor& out, const Tensor& lse, double scale, const Indices& exclude,
+                   bool need_query, bool need_k, bool need_v, const WorkspaceBytes& workspace_bytes,
+                   const Launch& launch) {
   SingleQueryAttentionParams p = checked_params(query, k, v, scale);
   for (const auto& [name, tensor] : {std::pair{"grad_out", &grad_out}, {"out", &out}}) {
     check_shape(kOp, name, *tensor, {p.B, p.G, p.h, p.dv}, "(B, G, heads, value width)");
@@ -167,20 +167,92 @@ std::tuple<Tensor, Tensor, Tensor> backward_cpu(Tensor grad_out, Tensor query, T
   const Tensor lse_dense = torch::stable::contiguous(lse);
   p.out = out_dense.mutable_data_ptr();
   p.lse = lse_dense.mutable_data_ptr();
-  const auto& kernels = cpu_table<SingleQueryAttentionCpu>();
-  const Tensor workspace = new_workspace(k, kernels.backward_workspace(p), p.workspace);
-  torch::stable::parallel_for(0, p.B * token_blocks(p), 1,
-                              [&](int64_t begin, int64_t end) { kernels.backward(p, begin, end); });
-  kernels.merge_grad(p);
+  const Tensor workspace = new_workspace(k, workspace_bytes(p), p.workspace);
+  launch(p);
   return {grad_query, grad_k, grad_v};
 }
+
+#if !defined(HYBRID_HOST_EMULATOR)
+
+std::tuple<Tensor, Tensor> forward_cpu(Tensor query, Tensor k, Tensor v, double scale,
+                                       Indices exclude) {
+  const auto& kernels = cpu_table<SingleQueryAttentionCpu>();
+  return forward(query, k, v, scale, exclude, kernels.forward_workspace,
+                 [&](const SingleQueryAttentionParams& p) {
+                   torch::stable::parallel_for(
+                       0, p.B * token_blocks(p), 1,
+                       [&](int64_t begin, int64_t end) { kernels.forward(p, begin, end); });
+                   torch::stable::parallel_for(0, p.B, 1, [&](int64_t begin, int64_t end) {
+                     kernels.merge(p, begin, end);
+                   });
+                 });
+}
+
+Gradients backward_cpu(Tensor grad_out, Tensor query, Tensor k, Tensor v, Tensor out, Tensor lse,
+                       double scale, Indices exclude, bool need_query, bool need_k, bool need_v) {
+  const auto& kernels = cpu_table<SingleQueryAttentionCpu>();
+  return backward(grad_out, query, k, v, out, lse, scale, exclude, need_query, need_k, need_v,
+                  kernels.backward_workspace, [&](const SingleQueryAttentionParams& p) {
+                    torch::stable::parallel_for(
+                        0, p.B * token_blocks(p), 1,
+                        [&](int64_t begin, int64_t end) { kernels.backward(p, begin, end); });
+                    kernels.merge_grad(p);
+                  });
+}
+
+#endif
+
+#if defined(HYBRID_WITH_CUDA) || defined(HYBRID_HOST_EMULATOR)
+
+void check_cuda_dtype(const Tensor& k) {
+  check(k.scalar_type() != ScalarType::Double, kOp,
+        ": k has float64, which only the CPU and reference backends compute; convert it, or use "
+        "hybrid_kernels.use_backend('reference')");
+}
+
+std::tuple<Tensor, Tensor> forward_cuda(Tensor query, Tensor k, Tensor v, double scale,
+                                        Indices exclude) {
+  check_cuda_dtype(k);
+  return forward(
+      query, k, v, scale, exclude,
+      [](const SingleQueryAttentionParams& p) {
+        return hk_single_query_attention_forward_workspace(&p);
+      },
+      [&](const SingleQueryAttentionParams& p) {
+        launch_on_device_of(
+            kOp, k, [&](void* stream) { return hk_single_query_attention_forward(&p, stream); });
+      });
+}
+
+Gradients backward_cuda(Tensor grad_out, Tensor query, Tensor k, Tensor v, Tensor out, Tensor lse,
+                        double scale, Indices exclude, bool need_query, bool need_k, bool need_v) {
+  check_cuda_dtype(k);
+  return backward(
+      grad_out, query, k, v, out, lse, scale, exclude, need_query, need_k, need_v,
+      [](const SingleQueryAttentionParams& p) {
+        return hk_single_query_attention_backward_workspace(&p);
+      },
+      [&](const SingleQueryAttentionParams& p) {
+        launch_on_device_of(
+            kOp, k, [&](void* stream) { return hk_single_query_attention_backward(&p, stream); });
+      });
+}
+
+#endif
 
 }  // namespace
 }  // namespace hybrid
 
+#if !defined(HYBRID_HOST_EMULATOR)
 STABLE_TORCH_LIBRARY_IMPL(hybrid, CPU, m) {
   m.impl("single_query_attention", TORCH_BOX(&hybrid::forward_cpu));
   m.impl("single_query_attention_backward", TORCH_BOX(&hybrid::backward_cpu));
 }
+#endif
 
+#if defined(HYBRID_WITH_CUDA) || defined(HYBRID_HOST_EMULATOR)
+STABLE_TORCH_LIBRARY_IMPL(hybrid, HYBRID_CUDA_KEY, m) {
+  m.impl("single_query_attention", TORCH_BOX(&hybrid::forward_cuda));
+  m.impl("single_query_attention_backward", TORCH_BOX(&hybrid::backward_cuda));
+}
 #endif

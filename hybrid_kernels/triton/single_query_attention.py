@@ -2,7 +2,7 @@
 
 A program owns a run of tokens of one image and head and all queries, padded to a tile of 16. The
 forward leaves partial results (largest score, sum of exponentials, weighed values) of every run,
-and `merge` joins them in ascending order; the backward leaves partial gradients of the queries
+and `merge` joins those of a query in ascending order; the backward leaves partial gradients of the queries
 likewise. Exponents are base 2, sums are float32; there are no atomics.
 """
 
@@ -94,24 +94,34 @@ def merge(
     DV: tl.constexpr,
     VALUE_CHANNELS: tl.constexpr,
     QUERIES: tl.constexpr,
+    RUNS: tl.constexpr,  # loaded at once
 ):
-    pair = tl.program_id(0).to(tl.int64)
-    g = tl.arange(0, QUERIES)
-    peak = tl.full((QUERIES,), -1e38, tl.float32)  # finite, so that nothing gives inf - inf
-    total = tl.zeros((QUERIES,), tl.float32)
-    mixed = tl.zeros((QUERIES, VALUE_CHANNELS), tl.float32)
-    for run in range(0, runs):
+    program = tl.program_id(0).to(tl.int64)
+    pair = program // queries
+    g = program % queries
+    c = tl.arange(0, VALUE_CHANNELS)
+    peak = tl.full((1,), float("-inf"), tl.float32)
+    total = tl.zeros((1,), tl.float32)
+    mixed = tl.zeros((VALUE_CHANNELS,), tl.float32)
+    for first in range(0, runs, RUNS):
+        run = first + tl.arange(0, RUNS)
+        exists = run < runs
         row = partial + ((pair * runs + run) * QUERIES + g) * (2 + VALUE_CHANNELS)
-        new_peak = tl.maximum(peak, tl.load(row))
-        grow = tl.exp2(tl.load(row) - new_peak)
-        shrink = tl.exp2(peak - new_peak)
-        values = tl.load(row[:, None] + 2 + tl.arange(0, VALUE_CHANNELS)[None, :])
-        total = total * shrink + grow * tl.load(row + 1)
-        mixed = mixed * shrink[:, None] + grow[:, None] * values
+        peaks = tl.load(row, mask=exists, other=float("-inf"))
+        new_peak = tl.maximum(peak, tl.max(peaks, axis=0))
+        base = tl.where(new_peak == float("-inf"), 0.0, new_peak)  # excluded tokens alone
+        weight = tl.exp2(peaks - base)
+        shrink = tl.exp2(peak - base)
+        totals = tl.load(row + 1, mask=exists, other=0.0)
+        values = tl.load(row[:, None] + 2 + c[None, :], mask=exists[:, None], other=0.0)
+        total = total * shrink + tl.sum(weight * totals, axis=0)
+        mixed = mixed * shrink + tl.sum(weight[:, None] * values, axis=0)
         peak = new_peak
-    exists = g < queries
-    store_rows(out, mixed / total[:, None], pair // heads, pair % heads, g, exists, DV)
-    tl.store(lse + pair * queries + g, (peak + tl.log2(total)) * LN_2, mask=exists)
+    start = pair // heads * out[1][0] + g * out[1][1] + pair % heads * out[1][2]
+    values = (mixed / total).to(out[0].dtype.element_ty)
+    tl.store(out[0] + start + c * out[1][3], values, mask=c < DV)
+    one = tl.arange(0, 1)
+    tl.store(lse + program + one, (peak + tl.log2(total)) * LN_2)
 
 
 @triton.jit(do_not_specialize=["queries", "heads", "count", "runs"])
@@ -186,7 +196,9 @@ def single_query_attention(
     numbers = (G, h, N, runs, scale)
     launch(forward, B * h * runs, k, *inputs, partial, *numbers, **sizes, **chosen)
     sizes = {name: sizes[name] for name in ("DV", "VALUE_CHANNELS", "QUERIES")}
-    launch(merge, B * h, k, partial, rows_of(out), lse, G, h, runs, **sizes)
+    chosen = settings("single_query_attention.merge", f"32-bit, e <= {channels}", k.device)
+    arguments = (partial, rows_of(out), lse, G, h, runs)
+    launch(merge, B * h * G, k, *arguments, **sizes, **chosen)
     return out, lse
 
 

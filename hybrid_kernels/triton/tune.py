@@ -27,6 +27,10 @@ from hybrid_kernels.triton.multiscale_attention import (
     multiscale_attention,
     multiscale_attention_backward,
 )
+from hybrid_kernels.triton.single_query_attention import (
+    single_query_attention,
+    single_query_attention_backward,
+)
 
 # (B, H, W, C, heads, dilations) of ACC-ViT tiny's first three stages.
 Shape = tuple[int, int, int, int, int, tuple[int, ...]]
@@ -64,6 +68,13 @@ CHOICES: dict[str, dict[str, tuple[int, ...]]] = {
         "KEYS": (32, 64),
         "num_warps": (2, 4, 8),
         "num_stages": (1, 2),
+    },
+    "single_query_attention": {
+        "KEYS": (32, 64, 128),
+        "programs": (528, 2112, 8448),
+        "RUNS": (2, 4, 8, 16),
+        "num_warps": (2, 4, 8),
+        "num_stages": (1, 2, 3),
     },
     "atrous_partition": {
         "TOKENS": (8, 16, 32, 64, 128),
@@ -185,6 +196,16 @@ def _call(op: str, shape: Shape, dtype: torch.dtype) -> Callable[[], Any]:
             )
 
         return attend_over_segments
+    if op == "single_query_attention":
+        k, v = data(B, H * W, 2, heads, C // heads).unbind(2)
+        given = (data(8, heads, C // heads), k, v, (C // heads) ** -0.5, None)
+        out, lse = single_query_attention(*given)
+
+        def attend_from_few_queries() -> None:
+            single_query_attention(*given)
+            single_query_attention_backward(out, *given[:3], out, lse, *given[3:], *[True] * 3)
+
+        return attend_from_few_queries
     if op == "gated_fuse":
         m = [data(B, H, W, C) for _ in dilations]
         weight, bias = data(n, C, dtype=torch.float32), data(n, C, dtype=torch.float32)

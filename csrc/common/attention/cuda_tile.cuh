@@ -62,6 +62,9 @@ struct Mma {
   static __device__ __forceinline__ int warp_row(int i) { return threadIdx.x / 32 * 16 + i; }
   static __device__ __forceinline__ int row(int r) { return warp_row(lane() / 4 + 8 * r); }
   static __device__ __forceinline__ int first_row(int r) { return warp_row(8 * r); }
+  // row(r) = warp_row(own(r)). `rows` for products in which every warp owns `count` rows.
+  static __device__ __forceinline__ int own(int r) { return lane() / 4 + 8 * r; }
+  static __device__ __forceinline__ int rows_of_all_warps(int) { return R; }
   static __device__ __forceinline__ int col(int n) { return n / 2 * 8 + lane() % 4 * 2 + n % 2; }
   static __device__ __forceinline__ int out_col(int n) { return col(n); }
 
@@ -178,6 +181,10 @@ struct Fma {
   }
   static __device__ __forceinline__ int row(int r) { return threadIdx.x / 8 + 16 * r; }
   static __device__ __forceinline__ int first_row(int r) { return warp_row(4 * r); }
+  static __device__ __forceinline__ int own(int r) { return threadIdx.x / 8 % 4 + 4 * r; }
+  static __device__ __forceinline__ int rows_of_all_warps(int count) {
+    return divide_up(count, 4) * 16;
+  }
   static __device__ __forceinline__ int col(int n) { return x() + 8 * n; }
   static __device__ __forceinline__ int out_col(int n) { return n / 4 * 32 + x() * 4 + n % 4; }
   static __device__ __forceinline__ float4 four(const float* p) {
