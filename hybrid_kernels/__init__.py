@@ -16,6 +16,7 @@ from .ops import (
     partial_combine,
     pool_cat,
     single_query_attention,
+    single_query_attention_absorbed,
     token_fusion,
 )
 from .output_cache import (
@@ -48,6 +49,7 @@ __all__ = [
     "set_backend",
     "set_output_cache",
     "single_query_attention",
+    "single_query_attention_absorbed",
     "token_fusion",
     "use_backend",
 ]

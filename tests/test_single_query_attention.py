@@ -1,16 +1,26 @@
-"""single_query_attention: the harness's properties, and what is particular to this op."""
+"""single_query_attention, projected and absorbed: the harness's properties, and what is special."""
 
 import pytest
 import torch
 from harness import DEVICE, OpSuite, backend
 
-from hybrid_kernels import multiscale_attention, single_query_attention
-from hybrid_kernels.samples import Maker
+from hybrid_kernels import (
+    multiscale_attention,
+    single_query_attention,
+    single_query_attention_absorbed,
+)
+from hybrid_kernels.ops.single_query_attention_absorbed import absorbs
+from hybrid_kernels.samples import Maker, single_query_pool
 from hybrid_kernels.samples import single_query_attention as samples
+from python_ref.ops import single_query_attention_absorbed_out
 
 
 class TestSingleQueryAttention(OpSuite):
     declaration = samples.DECLARATION
+
+
+class TestSingleQueryPool(OpSuite):
+    declaration = single_query_pool.DECLARATION
 
 
 def arguments(name: str):
@@ -38,3 +48,43 @@ def test_an_index_that_is_no_token_is_refused(index):
     exclude[1, 2] = index
     with pytest.raises(RuntimeError, match=f"exclude holds index {index}; expected 0 to 19"):
         single_query_attention(query, k, v, scale, exclude)
+
+
+# queries, heads, channels, d, dv; one that is absorbed, and three reasons why not
+ABSORBED = (2, 3, 12, 4, 5)
+PROJECTED = ((6, 3, 12, 4, 4), (1, 2, 130, 4, 4), (8, 2, 4, 2, 2))
+
+
+@pytest.mark.parametrize("has_bias", [True, False])
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("sizes", [ABSORBED, *PROJECTED])
+def test_absorbed_form_equals_the_reference_on_either_path(sizes, shared, has_bias):
+    queries, heads, channels, d, dv = sizes
+    assert absorbs(heads, queries, channels, d, dv) == (sizes == ABSORBED)
+    make = Maker(torch.float32, DEVICE)
+    inputs = [
+        make.data(queries, heads, d) if shared else make.data(2, queries, heads, d),
+        make.data(2, 21, channels),
+        make.data(heads * d, channels) / channels**0.5,
+        make.data(heads * dv, channels) / channels**0.5,
+    ]
+    inputs += [make.data(heads * dv)] if has_bias else []
+    exclude = torch.tensor([[3, 20], [0, 7]], device=DEVICE)
+    results = []
+    for attend in (single_query_attention_absorbed, single_query_attention_absorbed_out):
+        leaves = [t.clone().requires_grad_() for t in inputs]
+        out = attend(*leaves[:4], leaves[4] if has_bias else None, 0.4, exclude)
+        results.append([out, *torch.autograd.grad(out.square().sum(), leaves)])
+    for got, expected in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_absorbed_form_names_a_projection_that_does_not_fit():
+    query, x, weight = torch.zeros(1, 2, 4), torch.zeros(1, 5, 8), torch.zeros(8, 8)
+    for name, wrong in (
+        ("key_weight", (weight[1:], weight, None)),
+        ("value_weight", (weight, weight[1:], None)),
+        ("value_bias", (weight, weight, torch.zeros(9))),
+    ):
+        with pytest.raises(ValueError, match=f"single_query_attention_absorbed: {name} has shape"):
+            single_query_attention_absorbed(query, x, *wrong)

@@ -50,7 +50,8 @@ class DoubleSingleQuery {
           const double weight = __builtin_exp(p_.scale * dot(q, k, p_.d) - l);
           const double ds = p_.scale * weight * (dot(u, v, p_.dv) - delta);
           add(p_.grad_k, (image * p_.N + i) * p_.h + head, q, ds, p_.d);
-          add(p_.grad_v, (image * p_.N + i) * p_.h + head, u, weight, p_.dv);
+          void* grad_v = p_.values_are_keys ? p_.grad_k : p_.grad_v;
+          add(grad_v, (image * p_.N + i) * p_.h + head, u, weight, p_.dv);
           add(p_.grad_query, ((p_.shared ? 0 : image) * p_.G + g) * p_.h + head, k, ds, p_.d);
         }
       }

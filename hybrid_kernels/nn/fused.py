@@ -14,6 +14,7 @@ from ..ops import (
     partial_combine,
     pool_cat,
     single_query_attention,
+    single_query_attention_absorbed,
     token_fusion,
 )
 from .branch_linear import branch_project_in, branch_project_out
@@ -34,6 +35,7 @@ FUSED = replace(
     partial_combine=partial_combine,
     pool_cat=pool_cat,
     single_query_attention=single_query_attention,
+    single_query_attention_absorbed=single_query_attention_absorbed,
     token_fusion=token_fusion,
     branch_project_in=branch_project_in,
     branch_project_out=branch_project_out,

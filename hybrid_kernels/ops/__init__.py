@@ -10,6 +10,7 @@ from .multiscale_attention import multiscale_attention
 from .partial_combine import partial_combine
 from .pool_cat import pool_cat
 from .single_query_attention import single_query_attention
+from .single_query_attention_absorbed import single_query_attention_absorbed
 from .token_fusion import token_fusion
 
 __all__ = [
@@ -24,5 +25,6 @@ __all__ = [
     "partial_combine",
     "pool_cat",
     "single_query_attention",
+    "single_query_attention_absorbed",
     "token_fusion",
 ]

@@ -127,11 +127,12 @@ def _check(query, k, v, scale, exclude):
     )
     require(math.isfinite(scale), f"{op}: scale = {scale}; expected a finite number")
     if exclude is not None:
-        _check_exclude(exclude, k)
+        check_exclude("single_query_attention", "k", exclude, k)
 
 
-def _check_exclude(exclude, k):
-    op, (B, N) = "single_query_attention", k.shape[:2]
+def check_exclude(op, name, exclude, tokens):
+    """Refuse indices that do not fit the argument `name`, tokens (B, N, ...)."""
+    B, N = tokens.shape[:2]
     require(
         exclude.dim() == 2 and exclude.shape[0] == B,
         f"{op}: exclude has shape {tuple(exclude.shape)}; expected ({B}, n) = (B, excluded tokens)",
@@ -142,8 +143,9 @@ def _check_exclude(exclude, k):
         ".to(torch.int64)",
     )
     require(
-        exclude.device == k.device,
-        f"{op}: exclude is on {exclude.device} but k is on {k.device}; move them to one device",
+        exclude.device == tokens.device,
+        f"{op}: exclude is on {exclude.device} but {name} is on {tokens.device}; move them to one "
+        "device",
     )
     require(
         exclude.shape[1] < N or B == 0,

@@ -21,11 +21,11 @@ def _call(
     shape = (queries, heads, d)
     query = make.data(*shape) if shared else make.data(batch, *shape)
     k, v = make.data(batch, tokens, heads, d), make.data(batch, tokens, heads, dv)
-    exclude = _every_third(batch, excluded, tokens, k.device) if excluded else None
+    exclude = every_third(batch, excluded, tokens, k.device) if excluded else None
     return query, k, v, d**-0.5 if scale is None else scale, exclude
 
 
-def _every_third(batch: int, count: int, tokens: int, device: torch.device) -> torch.Tensor:
+def every_third(batch: int, count: int, tokens: int, device: torch.device) -> torch.Tensor:
     """Distinct indices that differ from image to image."""
     starts = torch.arange(batch, device=device)[:, None]
     return ((torch.arange(count, device=device) * 3 + starts) % tokens).to(torch.int32)

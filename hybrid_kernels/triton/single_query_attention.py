@@ -2,8 +2,8 @@
 
 A program owns a run of tokens of one image and head and all queries, padded to a tile of 16. The
 forward leaves partial results (largest score, sum of exponentials, weighed values) of every run,
-and `merge` joins those of a query in ascending order; the backward leaves partial gradients of the queries
-likewise. Exponents are base 2, sums are float32; there are no atomics.
+and `merge` joins those of a query in ascending order; the backward leaves partial gradients of the
+queries likewise. Exponents are base 2, sums are float32; there are no atomics.
 """
 
 from typing import Any
@@ -40,7 +40,7 @@ def token_scores(query, k, key, count, excluded, image, scale):
 def forward(
     query,  # (tensor (B, G, h, d), strides); image stride 0 where images share queries
     k,
-    v,
+    v,  # None: the keys
     excluded,  # (B, N) int8 or None
     partial,  # (B, h, runs, TILE, 2 + VALUE_CHANNELS) float32
     queries,
@@ -67,7 +67,9 @@ def forward(
     for tile in range(TILES):
         key = (program % runs * TILES + tile) * KEYS + tl.arange(0, KEYS)
         keys = load_rows(k, image, head, key, key < count, D, CHANNELS)
-        values = load_rows(v, image, head, key, key < count, DV, VALUE_CHANNELS)
+        values = keys
+        if v is not None:
+            values = load_rows(v, image, head, key, key < count, DV, VALUE_CHANNELS)
         s = token_scores(q, keys, key, count, excluded, image, scale)
         new_peak = tl.maximum(peak, tl.max(s, axis=1))
         base = tl.where(new_peak == float("-inf"), 0.0, new_peak)  # excluded tokens alone
@@ -131,7 +133,7 @@ def backward(
     v,
     excluded,
     saved,  # (grad_out, out, lse), the first two as (tensor (B, G, h, dv), strides)
-    grad_k,  # (tensor (B, N, h, d), strides); None when not asked for
+    grad_k,  # (tensor (B, N, h, d), strides), of values too if these are the keys; or None
     grad_v,
     partial,  # (B, h, runs, TILE, CHANNELS) float32; None when not asked for
     queries,
@@ -163,7 +165,9 @@ def backward(
     for tile in range(TILES):
         key = (program % runs * TILES + tile) * KEYS + tl.arange(0, KEYS)
         keys = load_rows(k, image, head, key, key < count, D, CHANNELS)
-        values = load_rows(v, image, head, key, key < count, DV, VALUE_CHANNELS)
+        values = keys
+        if v is not None:
+            values = load_rows(v, image, head, key, key < count, DV, VALUE_CHANNELS)
         s = token_scores(q, keys, key, count, excluded, image, scale)
         weight = tl.exp2(s - row_lse[:, None])
         grad = tl.dot(u, tl.trans(values), input_precision="ieee")
@@ -173,6 +177,8 @@ def backward(
             store_rows(grad_v, dv, image, head, key, key < count, DV)
         if grad_k is not None:
             dk = tl.dot(tl.trans(ds), q, input_precision="ieee") * scale
+            if v is None:
+                dk += tl.dot(tl.trans(weight.to(u.dtype)), u, input_precision="ieee")
             store_rows(grad_k, dk, image, head, key, key < count, D)
         dq += tl.dot(ds, keys, input_precision="ieee")
     if partial is not None:
@@ -184,22 +190,7 @@ def single_query_attention(
     query: Tensor, k: Tensor, v: Tensor, scale: float, exclude: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """torch.ops.hybrid.single_query_attention: (out, lse). Raises RuntimeError for float64."""
-    check_dtype("k", k)
-    B, N, h, _ = k.shape
-    G, dv = query.shape[-3], v.shape[3]
-    out = torch.empty((B, G, h, dv), dtype=k.dtype, device=k.device)
-    lse = torch.empty((B, h, G), dtype=torch.float32, device=k.device)
-    sizes, runs, chosen = _plan("forward", k, v)
-    channels = sizes["VALUE_CHANNELS"]
-    partial = torch.empty((B, h, runs, TILE, 2 + channels), dtype=torch.float32, device=k.device)
-    inputs = (_queries(query, k), rows_of(k), rows_of(v), _mask(exclude, k))
-    numbers = (G, h, N, runs, scale)
-    launch(forward, B * h * runs, k, *inputs, partial, *numbers, **sizes, **chosen)
-    sizes = {name: sizes[name] for name in ("DV", "VALUE_CHANNELS", "QUERIES")}
-    chosen = settings("single_query_attention.merge", f"32-bit, e <= {channels}", k.device)
-    arguments = (partial, rows_of(out), lse, G, h, runs)
-    launch(merge, B * h * G, k, *arguments, **sizes, **chosen)
-    return out, lse
+    return attend(query, k, v, scale, exclude)
 
 
 def single_query_attention_backward(
@@ -219,42 +210,86 @@ def single_query_attention_backward(
 
     What is not needed comes back with shape (0,). Raises RuntimeError for float64.
     """
+    grad_k, grad_v = new_like(k, need_k), new_like(v, need_v)
+    saved, grads = (grad_out, out, lse), (grad_k, grad_v)
+    grad_query = gradients(saved, query, k, v, scale, exclude, need_query, grads)
+    return grad_query, grad_k, grad_v
+
+
+def attend(
+    query: Tensor, k: Tensor, v: Tensor | None, scale: float, exclude: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """(out, lse); without v the keys are the values, and are read once."""
+    check_dtype("k", k)
+    B, N, h, d = k.shape
+    G, dv = query.shape[-3], d if v is None else v.shape[3]
+    out = torch.empty((B, G, h, dv), dtype=k.dtype, device=k.device)
+    lse = torch.empty((B, h, G), dtype=torch.float32, device=k.device)
+    sizes, runs, chosen = _plan("forward", k, dv)
+    channels = sizes["VALUE_CHANNELS"]
+    partial = torch.empty((B, h, runs, TILE, 2 + channels), dtype=torch.float32, device=k.device)
+    inputs = (_queries(query, k), rows_of(k), _rows_or_none(v), _mask(exclude, k))
+    numbers = (G, h, N, runs, scale)
+    launch(forward, B * h * runs, k, *inputs, partial, *numbers, **sizes, **chosen)
+    sizes = {name: sizes[name] for name in ("DV", "VALUE_CHANNELS", "QUERIES")}
+    chosen = settings("single_query_attention.merge", f"32-bit, e <= {channels}", k.device)
+    arguments = (partial, rows_of(out), lse, G, h, runs)
+    launch(merge, B * h * G, k, *arguments, **sizes, **chosen)
+    return out, lse
+
+
+def gradients(
+    saved: tuple[Tensor, Tensor, Tensor],
+    query: Tensor,
+    k: Tensor,
+    v: Tensor | None,
+    scale: float,
+    exclude: Tensor | None,
+    need_query: bool,
+    grads: tuple[Tensor, Tensor],
+) -> Tensor:
+    """Fills grads = (of k, and of v), where they have elements, and returns that of the queries.
+
+    saved: (gradient of out, out, lse). Without v, k's takes both.
+    """
     check_dtype("k", k)
     B, N, h, d = k.shape
     G = query.shape[-3]
-    sizes, runs, chosen = _plan("backward", k, v)
+    sizes, runs, chosen = _plan("backward", k, d if v is None else v.shape[3])
     partial = None
     if need_query:
         shape = (B, h, runs, TILE, sizes["CHANNELS"])
         partial = torch.empty(shape, dtype=torch.float32, device=k.device)
-    grad_k, grad_v = new_like(k, need_k), new_like(v, need_v)
-    inputs = (_queries(query, k), rows_of(k), rows_of(v), _mask(exclude, k))
-    saved = (rows_of(grad_out), rows_of(out), lse.contiguous())
-    grads = (rows_of(grad_k) if need_k else None, rows_of(grad_v) if need_v else None)
-    numbers = (G, h, N, runs, scale)
-    if need_query or need_k or need_v:
-        arguments = (*inputs, saved, *grads, partial, *numbers)
+    inputs = (_queries(query, k), rows_of(k), _rows_or_none(v), _mask(exclude, k))
+    results = (rows_of(saved[0]), rows_of(saved[1]), saved[2].contiguous())
+    wanted = tuple(_rows_or_none(grad if grad.numel() else None) for grad in grads)
+    if need_query or any(wanted):
+        arguments = (*inputs, results, *wanted, partial, G, h, N, runs, scale)
         launch(backward, B * h * runs, k, *arguments, **sizes, **chosen)
     grad_query = new_like(query, False)
     if partial is not None:
         over = (0, 2) if query.ndim == 3 else 2  # torch sums in a fixed order
         grad_query = partial[..., :G, :d].sum(dim=over).transpose(-3, -2).to(query.dtype)
-    return grad_query.contiguous(), grad_k, grad_v
+    return grad_query.contiguous()
 
 
-def _plan(kernel: str, k: Tensor, v: Tensor) -> tuple[dict[str, int], int, dict[str, Any]]:
+def _plan(kernel: str, k: Tensor, dv: int) -> tuple[dict[str, int], int, dict[str, Any]]:
     """Constants of the kernels, runs of tokens per image and head, launch settings."""
     B, N, h, d = k.shape
     check_index("tokens", N)
-    channels, value_channels = (max(16, triton.next_power_of_2(w)) for w in (d, v.shape[3]))
+    channels, value_channels = (max(16, triton.next_power_of_2(w)) for w in (d, dv))
     problem = f"{k.element_size() * 8}-bit, e <= {max(channels, value_channels)}"
     chosen = settings(f"single_query_attention.{kernel}", problem, k.device)
     # Enough runs to fill a GPU, by the shape alone; each as long as that leaves it.
     tiles, programs = triton.cdiv(N, chosen["KEYS"]), chosen.pop("programs")
     per_run = triton.next_power_of_2(max(1, tiles * B * h // programs))
-    sizes = {"D": d, "DV": v.shape[3], "CHANNELS": channels, "VALUE_CHANNELS": value_channels}
+    sizes = {"D": d, "DV": dv, "CHANNELS": channels, "VALUE_CHANNELS": value_channels}
     sizes |= {"QUERIES": TILE, "TILES": per_run}
     return sizes, triton.cdiv(tiles, per_run), chosen
+
+
+def _rows_or_none(x: Tensor | None) -> tuple[Tensor, tuple[int, ...]] | None:
+    return None if x is None else rows_of(x)
 
 
 def _queries(query: Tensor, k: Tensor) -> tuple[Tensor, tuple[int, ...]]:

@@ -53,6 +53,8 @@ from python_ref.ops.single_query_attention_absorbed import (
     single_query_attention_absorbed,
     single_query_attention_absorbed_backward,
     single_query_attention_absorbed_out,
+    single_query_pool,
+    single_query_pool_backward,
 )
 from python_ref.ops.strip_dwconv import strip_dwconv, strip_dwconv_backward
 from python_ref.ops.token_fusion import token_fusion, token_fusion_backward
@@ -122,6 +124,8 @@ __all__ = [
     "single_query_attention_absorbed_out",
     "single_query_attention_backward",
     "single_query_attention_out",
+    "single_query_pool",
+    "single_query_pool_backward",
     "strip_dwconv",
     "strip_dwconv_backward",
     "token_fusion",

@@ -16,6 +16,8 @@ from python_ref.ops.single_query_attention import (
     check_query,
     mask_excluded,
     per_image,
+    single_query_attention,
+    single_query_attention_backward,
 )
 
 
@@ -139,6 +141,52 @@ def single_query_attention_absorbed_backward(
             grads[4] = grad_out.sum(dim=(0, 1)).flatten()
     grads = [grad.to(tensor.dtype) for grad, tensor in zip(grads, inputs, strict=True)]
     return grads[0], grads[1], grads[2], grads[3], grads[4]
+
+
+def single_query_pool(
+    query: Tensor, x: Tensor, scale: float, exclude: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """What is left between the two projections: tokens that are their own keys and values.
+
+    Args:
+        query: absorbed queries (B, G, C), or (G, C) for queries that all images share.
+        x: tokens (B, N, C), N >= 1, any strides.
+        scale, exclude: as in `single_query_attention`.
+
+    Returns:
+        out (B, G, C), averages of x, and the log-sum-exp of the scores (B, G).
+
+    Raises:
+        ValueError: shapes do not fit, or no token is left.
+    """
+    tokens = x.unsqueeze(-2)
+    out, lse = single_query_attention(query.unsqueeze(-2), tokens, tokens, scale, exclude)
+    return out.squeeze(-2), lse.squeeze(1)
+
+
+def single_query_pool_backward(
+    grad_out: Tensor,
+    query: Tensor,
+    x: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    scale: float,
+    exclude: Tensor | None,
+    need_query: bool,
+    need_x: bool,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of `single_query_pool`, (dquery, dx); what is not needed has shape (0,).
+
+    dx is the sum of what `single_query_attention_backward` gives for keys and for values.
+    """
+    wide, dtype = statistics_dtype(x), x.dtype
+    grad_out, out, query, x = (t.to(wide).unsqueeze(-2) for t in (grad_out, out, query, x))
+    grad_query, grad_k, grad_v = single_query_attention_backward(
+        grad_out, query, x, x, out, lse.unsqueeze(1), scale, exclude, need_query, need_x, need_x
+    )
+    grad_query = grad_query.squeeze(-2) if need_query else grad_query
+    grad_x = (grad_k + grad_v).squeeze(-2) if need_x else grad_k
+    return grad_query.to(dtype), grad_x.to(dtype)
 
 
 def _by_head(weight: Tensor, query: Tensor) -> Tensor:
