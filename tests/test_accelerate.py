@@ -252,6 +252,18 @@ def test_every_family_is_as_accurate_as_the_reference(name):
     check_as_accurate(outputs(fused, x), outputs(reference, x), exact, floor=1e-5)
 
 
+@pytest.mark.parametrize("name", ["mcga", "partialformer_b0"])
+def test_absorbed_queries_are_exchanged_too(name):
+    torch.manual_seed(0)
+    options = SOFTMAX_FAMILIES[name] | {"num_classes": 10, "absorbed": True}
+    reference = models.create_model(name, **options).double()
+    fused = models.accelerate(copy.deepcopy(reference))
+    exchanged = {op for ops in models.accelerated_ops(fused).values() for op in ops}
+    assert "single_query_attention_absorbed" in exchanged
+    x = torch.randn(1, 3, 70, 52, dtype=torch.float64)
+    check_equal(outputs(fused, x), outputs(reference, x), 1e-9)
+
+
 @pytest.mark.parametrize("name", SOFTMAX_FAMILIES)
 def test_every_family_keeps_its_weights_and_returns_to_the_reference(name):
     torch.manual_seed(0)
