@@ -73,6 +73,15 @@ def attention_of_few_queries(problem: str) -> None:
     )
 
 
+def pooling_of_few_queries(problem: str) -> None:
+    from hybrid_kernels.triton import single_query_attention_absorbed as op
+
+    bits, width = problem.split(", e <= ")
+    query, x = (empty(8, n, int(width), dtype=DTYPES[bits]) for n in (16, 3000))
+    out, lse = op.single_query_pool(query, x, 0.25, None)
+    op.single_query_pool_backward(out, query, x, out, lse, 0.25, None, True, True)
+
+
 def attention_of_generated_weights(problem: str) -> None:
     from hybrid_kernels.triton import conv_attention as op
 
@@ -152,7 +161,7 @@ CALLS: dict[str, tuple[Call, ...]] = {
     "partial_combine": (combine,),
     "pool_cat": (pool,),
     "reduction": (fuse,),
-    "single_query_attention": (attention_of_few_queries,),
+    "single_query_attention": (attention_of_few_queries, pooling_of_few_queries),
     "token_fusion": (fuse_tokens,),
 }
 
