@@ -7,6 +7,7 @@ from .models import accelerate, create_model, list_models, load_weights, save_we
 from .ops import (
     abstract_token_attention,
     atrous_attention,
+    atrous_dwconv,
     atrous_merge,
     atrous_partition,
     conv_attention,
@@ -31,6 +32,7 @@ __all__ = [
     "abstract_token_attention",
     "accelerate",
     "atrous_attention",
+    "atrous_dwconv",
     "atrous_merge",
     "atrous_partition",
     "conv_attention",

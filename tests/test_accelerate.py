@@ -227,7 +227,7 @@ def test_wrapped_layers_are_called_not_folded():
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("dilations", [(1,), (1, 2, 3), (4, 2)])
 @pytest.mark.parametrize(("height", "width"), [(6, 6), (13, 8), (1, 2), (2, 9)])
-def test_depthwise_by_phases_equals_the_reference(height, width, dilations, stride):
+def test_dilated_convolutions_equal_the_reference(height, width, dilations, stride):
     torch.manual_seed(0)
     x = torch.randn(2, height, width, 3, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(len(dilations), 3, 3, 3, dtype=torch.float64, requires_grad=True)

@@ -134,6 +134,14 @@ def pool(problem: str) -> None:
     op.pool_cat_backward(op.pool_cat(xs, 7, 7), xs, 7, 7, [True, True])
 
 
+def dilated(problem: str) -> None:
+    from hybrid_kernels.triton import atrous_dwconv as op
+
+    x, weight = empty(8, 50, 50, 96, dtype=DTYPES[problem]), empty(3, 96, 3, 3)
+    ys = op.atrous_dwconv(x, weight, [1, 2, 3], 2)
+    op.atrous_dwconv_backward(ys, x, weight, [1, 2, 3], 2, True, True)
+
+
 def depthwise(problem: str) -> None:
     from hybrid_kernels.triton import dwconv_act as op
 
@@ -153,6 +161,7 @@ CALLS: dict[str, tuple[Call, ...]] = {
     "atrous_attention.pairs": (lambda p: attention(p, 7, 60), lambda p: attention(p, 12, 60)),
     "atrous_attention.by_": (lambda p: attention(p, 12, 60),),
     "atrous_attention.fold": (fold_of_attention,),
+    "atrous_dwconv": (dilated,),
     "atrous_partition": (partition,),
     "conv_attention": (attention_of_generated_weights,),
     "dwconv_act": (depthwise,),

@@ -7,6 +7,7 @@ from python_ref.ops import REFERENCE
 from ..ops import (
     abstract_token_attention,
     atrous_attention,
+    atrous_dwconv,
     conv_attention,
     dwconv_act,
     gated_fuse,
@@ -19,7 +20,6 @@ from ..ops import (
 )
 from .branch_linear import branch_project_in, branch_project_out
 from .conv_attention import conv_attention_fused
-from .phase_dwconv import atrous_dwconv
 
 # An operator that has no kernel yet stays the reference's.
 FUSED = replace(

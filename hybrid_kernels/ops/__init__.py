@@ -2,6 +2,7 @@
 
 from .abstract_token_attention import abstract_token_attention
 from .atrous_attention import atrous_attention
+from .atrous_dwconv import atrous_dwconv
 from .atrous_partition import atrous_merge, atrous_partition
 from .conv_attention import conv_attention
 from .dwconv_act import dwconv_act
@@ -16,6 +17,7 @@ from .token_fusion import token_fusion
 __all__ = [
     "abstract_token_attention",
     "atrous_attention",
+    "atrous_dwconv",
     "atrous_merge",
     "atrous_partition",
     "conv_attention",

@@ -13,7 +13,7 @@ from python_ref.ops.atrous_attention import (
     atrous_attention_backward,
     atrous_attention_out,
 )
-from python_ref.ops.atrous_dwconv import atrous_dwconv
+from python_ref.ops.atrous_dwconv import atrous_dwconv, atrous_dwconv_backward
 from python_ref.ops.atrous_partition import atrous_merge, atrous_partition
 from python_ref.ops.bilinear_sample import bilinear_sample, bilinear_sample_backward
 from python_ref.ops.branch_linear import branch_project_in, branch_project_out
@@ -71,6 +71,7 @@ __all__ = [
     "atrous_attention_backward",
     "atrous_attention_out",
     "atrous_dwconv",
+    "atrous_dwconv_backward",
     "atrous_merge",
     "atrous_partition",
     "bilinear_sample",

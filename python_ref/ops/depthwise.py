@@ -33,24 +33,24 @@ def depthwise(
 
 
 def depthwise_backward_input(
-    grad: Tensor, weight: Tensor, height: int, width: int, stride: int = 1
+    grad: Tensor, weight: Tensor, height: int, width: int, stride: int = 1, dilation: int = 1
 ) -> Tensor:
     """Gradient of x (B, height, width, C) of `depthwise` with half padding, tap by tap.
 
-    Tap (u, v) of output (i, j) reads pixel (stride * i + u - kh // 2, stride * j + v - kw // 2),
-    and gives it grad[i, j] * weight[u, v].
+    Tap (u, v) of output (i, j) reads pixel (stride * i + dilation * (u - kh // 2), stride * j +
+    dilation * (v - kw // 2)), and gives it grad[i, j] * weight[u, v].
     """
     (rows, columns, channels), batch = weight.shape, grad.shape[0]
-    top, left = rows // 2, columns // 2
+    top, left = rows // 2 * dilation, columns // 2 * dilation
     padded = grad.new_zeros(batch, height + 2 * top, width + 2 * left, channels)
     for u in range(rows):
         for v in range(columns):
-            padded[_tap(u, v, grad, stride)] += grad * weight[u, v]
+            padded[_tap(u * dilation, v * dilation, grad, stride)] += grad * weight[u, v]
     return padded[:, top : top + height, left : left + width]
 
 
 def depthwise_backward_weight(
-    grad: Tensor, x: Tensor, side: int | tuple[int, int], stride: int = 1
+    grad: Tensor, x: Tensor, side: int | tuple[int, int], stride: int = 1, dilation: int = 1
 ) -> Tensor:
     """Gradient of weight of `depthwise` with half padding, tap by tap.
 
@@ -58,19 +58,20 @@ def depthwise_backward_weight(
         grad: gradient of the output (B, H', W', C).
         x: input (B, H, W, C).
         side: of the kernel, or (kh, kw).
-        stride: as in the forward.
+        stride, dilation: of the taps.
 
     Returns:
         (kh, kw, C): for tap (u, v) the sum over images and outputs of grad times the pixel there.
     """
     rows, columns = (side, side) if isinstance(side, int) else side
-    top, left = rows // 2, columns // 2
+    top, left = rows // 2 * dilation, columns // 2 * dilation
     padded = F.pad(x, (0, 0, left, left, top, top))
-    taps = [
-        [(grad * padded[_tap(u, v, grad, stride)]).sum(dim=(0, 1, 2)) for v in range(columns)]
-        for u in range(rows)
-    ]
-    return torch.stack([torch.stack(row) for row in taps])
+
+    def tap(u: int, v: int) -> Tensor:
+        seen = padded[_tap(u * dilation, v * dilation, grad, stride)]
+        return (grad * seen).sum(dim=(0, 1, 2))
+
+    return torch.stack([torch.stack([tap(u, v) for v in range(columns)]) for u in range(rows)])
 
 
 def check_depthwise(x: Tensor, weight: Tensor, side: int, name: str = "weight") -> None:
@@ -83,6 +84,6 @@ def check_depthwise(x: Tensor, weight: Tensor, side: int, name: str = "weight") 
 
 
 def _tap(u: int, v: int, out: Tensor, stride: int) -> tuple[slice, slice, slice]:
-    """Pixels of the padded map under tap (u, v) of all outputs."""
+    """Pixels of the padded map (u, v) beyond the first one of all outputs."""
     rows, columns = (stride * (size - 1) + 1 for size in out.shape[1:3])
     return slice(None), slice(u, u + rows, stride), slice(v, v + columns, stride)

@@ -33,7 +33,7 @@ def dwconv_act(x: Tensor, weight: Tensor, bias: Tensor | None, act: str) -> Tens
         ValueError: a shape does not fit, or act is unknown.
     """
     _check(x, weight, bias, act)
-    return ACTIVATIONS[act](depthwise(x, weight, bias))
+    return ACTIVATIONS[act](depthwise(x, weight, bias)).contiguous()
 
 
 def dwconv_act_backward(
@@ -60,8 +60,11 @@ def dwconv_act_backward(
     taps, values = weight.to(wide), x.to(wide)
     pre_activation = depthwise(values, taps, None if bias is None else bias.to(wide))
     grad = grad.to(wide) * DERIVATIVES[act](pre_activation)
+    grad_x = none
+    if need_x:
+        grad_x = depthwise_backward_input(grad, taps, *x.shape[1:3]).to(x.dtype).contiguous()
     return (
-        depthwise_backward_input(grad, taps, *x.shape[1:3]).to(x.dtype) if need_x else none,
+        grad_x,
         depthwise_backward_weight(grad, values, 3) if need_weight else none_parameter,
         grad.sum(dim=(0, 1, 2)) if need_bias and bias is not None else none_parameter,
     )

@@ -29,14 +29,15 @@ struct Window {
   }
 
   // What the taps, turned round, see of a ring of gradients of outputs whose pixels were loaded
-  // `stride` apart: the outputs that read pixel row i.
+  // `stride` apart: the outputs that read pixel row i. Of several branches in one ring, whose rows
+  // take turns there, those of one.
   static Window transposed(const RowRing<Scalar>& ring, int64_t i, int64_t width, int64_t stride,
-                           int64_t dilation) {
+                           int64_t dilation, int64_t branches = 1, int64_t branch = 0) {
     Window window(ring, i, width, 1, dilation);
     for (int u = 0; u < K; ++u) {
       const int64_t row = i + (u - K / 2) * dilation;
       const bool is_output = row >= 0 && row % stride == 0;
-      window.rows[u] = is_output ? ring.row(row / stride) : nullptr;
+      window.rows[u] = is_output ? ring.row(row / stride * branches + branch) : nullptr;
       if (window.rows[u]) window.rows[u] -= K / 2 * dilation * width;
     }
     return window;
@@ -45,23 +46,26 @@ struct Window {
   bool is_dense() const { return stride == 1 && dilation == 1; }
 };
 
-// Taps (K, K, C) of a block of channels as whole vectors, in order or turned round.
+// Taps (K, K, C) of a block of channels as whole vectors, in order or turned round; of one branch
+// or of several.
 template <class Scalar, int K>
 class Taps {
  public:
-  explicit Taps(int64_t width) : width_(width), data_(static_cast<size_t>(K * K * width)) {}
+  explicit Taps(int64_t width, int64_t branches = 1)
+      : width_(width), data_(static_cast<size_t>(branches * K * K * width)) {}
 
   // weight(tap, channel) of the block's channels; idle lanes get 0.
   template <class Weight>
-  void pack(int64_t channels, bool turned, const Weight& weight) {
+  void pack(int64_t channels, bool turned, const Weight& weight, int64_t branch = 0) {
+    Scalar* taps = data_ + branch * K * K * width_;
     for (int tap = 0; tap < K * K; ++tap)
       for (int64_t c = 0; c < width_; ++c) {
         const int from = turned ? K * K - 1 - tap : tap;
-        data_[tap * width_ + c] = c < channels ? weight(from, c) : 0;
+        taps[tap * width_ + c] = c < channels ? weight(from, c) : 0;
       }
   }
 
-  const Scalar* data() const { return data_; }
+  const Scalar* data(int64_t branch = 0) const { return data_ + branch * K * K * width_; }
 
  private:
   const int64_t width_;
