@@ -83,16 +83,22 @@ def _stages_table(rows: list[dict]) -> str:
 
 
 def _models_table(rows: list[dict]) -> str:
+    """Errors are shares of what the accuracy rule allows, of outputs and of gradients."""
     lines = [
-        "| case | reference | accelerated | faster | peak memory | accelerated |",
-        "|---|---|---|---|---|---|",
+        "| case | reference | accelerated | faster | peak memory | accelerated "
+        "| error / allowed | layout copies | accelerated |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         ms, peak = row["ms"], row["peak_mb"]
+        # Files from before these were recorded have none.
+        errors = ", ".join(f"{share:.2f}" for share in row.get("error_of_allowed", {}).values())
+        copies = row.get("layout_copies", {"reference": "", "accelerated": ""})
         lines.append(
             f"| {row['case']} | {ms['reference']:.0f} ms | {ms['accelerated']:.0f} ms "
             f"| {row['speedup']:.2f}x over {row['best_baseline']} "
-            f"| {peak['reference']:.0f} MB | {peak['accelerated']:.0f} MB |"
+            f"| {peak['reference']:.0f} MB | {peak['accelerated']:.0f} MB "
+            f"| {errors} | {copies['reference']} | {copies['accelerated']} |"
         )
     return "\n".join(lines)
 

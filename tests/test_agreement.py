@@ -25,7 +25,7 @@ def test_accelerated_model_agrees_in_outputs_and_gradients():
     agreements = compare(*pair(), IMAGES)
     assert [a.name for a in agreements] == [
         "outputs",
-        "gradient of the images",
+        "gradient of the image",
         "gradient of the weights",
     ]
     assert all(a.ok and a.share > 0 for a in agreements)
@@ -58,6 +58,22 @@ def test_models_with_several_outputs_are_compared_in_all_of_them():
     assert all(a.ok for a in compare(model, other, IMAGES))
     other.second = 1.01
     assert not compare(model, other, IMAGES)[0].ok
+
+
+def test_one_image_on_which_they_agree_is_enough():
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.factor, self.weight = 1.0, nn.Parameter(torch.ones(36))
+
+        def forward(self, x):
+            return x * self.weight * (self.factor if x.mean() > 0 else 1.0)
+
+    model, other = Scaled(), Scaled()
+    other.factor = 1.01
+    up, down = torch.ones(1, 3, 40, 36), -torch.ones(1, 3, 40, 36)
+    assert all(a.ok for a in compare(model, other, torch.cat([up, down])))
+    assert not any(a.ok for a in compare(model, other, torch.cat([up, up]))[:2])
 
 
 def test_share_is_of_what_is_allowed():

@@ -7,12 +7,13 @@ import subprocess
 import sys
 import threading
 import uuid
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 
-from bench import bench_atrous_attention, gpu_checks, machine, readme, report, stages
+from bench import bench_atrous_attention, bench_models, gpu_checks, machine, readme, report, stages
 from bench.attention_baselines import flex_formulation, sdpa_formulation
 from bench.bench_atrous_attention import attention_case
 from bench.op_bench import OpBench, Options, count_work, measure_case
@@ -20,6 +21,7 @@ from bench.roofline import Limits, Work
 from bench.timing import interleave
 from hybrid_kernels import _native, samples
 from hybrid_kernels.measure import Clock, Sample
+from hybrid_kernels.models import list_models
 from hybrid_kernels.samples import Cost, Maker, atrous_attention
 from python_ref.ops import atrous_attention_out
 
@@ -91,6 +93,31 @@ def test_case_is_measured_in_every_phase():
         assert row.percent_of_roofline == pytest.approx(100 * row.roofline_ms / row.ms["fused"])
         assert 0 < row.percent_of_copy <= row.percent_of_roofline
         assert row.inputs == "1x7x7x1x3x2x8, 1x169x2"
+
+
+@pytest.mark.parametrize("mode", [bench_models.TRAIN, bench_models.INFER])
+@pytest.mark.parametrize("name", ["emsnet_xxtiny", "mhvn"])
+def test_model_is_measured_and_held_against_the_reference(name, mode, monkeypatch):
+    small = {"depths": (1, 1, 1)} if name == "mhvn" else {"depths": (1, 1, 1, 1)}
+    build = bench_models.create_model
+    monkeypatch.setattr(bench_models, "create_model", lambda model: build(model, **small))
+    case = bench_models.ModelCase(name, mode, 1, (64, 96))
+    row, profile = bench_models.measure_model(case, "cpu", 0, with_compile=False)
+    assert row.case == f"{name} {mode} 1x64x96 float32"
+    assert row.speedup == pytest.approx(row.ms["reference"] / row.ms["accelerated"])
+    kinds = {"outputs", "gradients"} if mode == bench_models.TRAIN else {"outputs"}
+    assert row.error_of_allowed.keys() == kinds
+    assert all(share <= 1 for share in row.error_of_allowed.values())
+    assert row.layout_copies["accelerated"] <= row.layout_copies["reference"]
+    assert "hybrid::multiscale_attention" in profile
+    cells = readme._models_table([report.round_floats(asdict(row))]).splitlines()[-1].split(" | ")
+    assert len(cells) == 9 and cells[7] == str(row.layout_copies["reference"])
+
+
+def test_models_are_trained_and_run_at_every_size():
+    cases = bench_models.cases_of(bench_models.MODELS, "cpu", quick=False)
+    assert len({case.name for case in cases}) == len(cases) == 8 * 2 * 2
+    assert {case.model for case in cases} <= set(list_models())
 
 
 def test_disagreeing_contestant_is_not_measured():
