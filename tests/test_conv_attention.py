@@ -34,7 +34,7 @@ def test_pixels_that_no_window_covers_are_zero_and_have_no_gradient():
 
 def test_an_infinite_logit_takes_all_of_its_row():
     """Weights without mass elsewhere: every output slot is the centre of its window."""
-    v, logits, *rest = arguments("stride_1")
+    v, logits, *rest = arguments("volo_stride_1")
     logits = torch.full_like(logits, float("-inf"))
     logits[..., 4] = 0.0
     counts = conv_attention(torch.ones_like(v), logits, *rest)

@@ -39,8 +39,6 @@ inline void store(double* p, double v) { *p = v; }
 inline void store_first(double* p, double v, int) { *p = v; }
 inline void stream_one(double* p, double v) { *p = v; }
 inline void transpose(double (&)[1]) {}
-inline double sum(double v) { return v; }
-inline double sums(const double (&rows)[1]) { return rows[0]; }
 
 // Which lanes of a vector are in use.
 struct All {};

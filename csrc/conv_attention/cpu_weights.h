@@ -23,7 +23,12 @@ class LaneMatrices {
         whole_(elements_ / kCount * kCount),
         data_(elements_ * kCount) {}
 
+  Scalar* at(int element) const { return data_ + element * kCount; }
   const Scalar* lane(int l) const { return data_ + l; }
+
+  void clear() {
+    for (int e = 0; e < elements_; ++e) store(at(e), broadcast(Scalar(0)));
+  }
 
   // From `count` matrices that lie `stride` apart; the lanes beyond repeat the last one.
   template <class E>
@@ -102,8 +107,6 @@ class LaneMatrices {
   }
 
  private:
-  Scalar* at(int element) const { return data_ + element * kCount; }
-
   // Elements in whole vectors. Side by side, k^4 of them: none or one is left over.
   const int slots_, elements_, whole_;
   AlignedBuffer<Scalar> data_;

@@ -45,10 +45,8 @@ class Windows {
         sums_(p, layout_, !is_backward_ || p.grad_v),
         weights_(slots_),
         weight_grads_(p.grad_logits ? slots_ : 0),
-        dot_row_(slots_ * slots_),
-        dots_(p.grad_logits ? kCount * dot_row_ : 0),
-        rows_(p.grad_logits ? slots_ * layout_.channels : 0),
-        columns_(p.grad_logits ? slots_ * layout_.channels : 0) {
+        rows_(p.grad_logits ? slots_ * kCount * kCount : 0),
+        columns_(p.grad_logits ? slots_ * kCount * kCount : 0) {
     for (int s = 0; s < slots_; ++s)
       slot_[s] = s / p.kernel * layout_.row + s % p.kernel * layout_.pixel;
   }
@@ -112,6 +110,7 @@ class Windows {
     for (int64_t i = 0; i < count; i += kCount) {
       const int lanes = static_cast<int>(min(kCount, count - i));
       for (int l = 0; l < lanes; ++l) next_window(base_[l], rows);
+      for (int l = lanes; l < kCount; ++l) base_[l] = base_[0];
       is_backward_ ? backward(first + i, lanes, need_logits) : forward(first + i, lanes);
     }
   }
@@ -146,9 +145,7 @@ class Windows {
     for (int l = 0; p_.grad_v && l < lanes; ++l)
       mix<true>(weights_.lane(l), grads_.data() + base_[l], sums_.data() + base_[l]);
     if (!need_logits) return;
-    for (int l = 0; l < lanes; ++l)
-      multiply(grads_.data() + base_[l], values_.data() + base_[l], dots_ + l * dot_row_);
-    weight_grads_.load_from(static_cast<const Scalar*>(dots_), dot_row_, lanes);
+    multiply();
     weight_grads_.template softmax_backward<kSlots>(weights_, p_.scale);
     const int64_t size = int64_t{slots_} * slots_;
     weight_grads_.store_to(static_cast<T*>(p_.grad_logits) + item * size, size, lanes);
@@ -178,38 +175,51 @@ class Windows {
       }
   }
 
-  // dots[p, q] = <a[p], b[q]>
-  void multiply(const Scalar* a, const Scalar* b, Scalar* dots) {
-    gather_slots(a, rows_);
-    gather_slots(b, columns_);
-    const int slots = kSlots ? kSlots : slots_, pairs = slots * slots;
-    const int whole = pairs / kCount * kCount, vector = slots * kCount;
-    const int64_t end = layout_.channels * slots;
-#pragma GCC unroll 5
-    for (int e = 0; e < whole; e += kCount) {
-      V products[kCount];
-#pragma GCC unroll 16
-      for (int i = 0; i < kCount; ++i) products[i] = broadcast(Scalar(0));
-      for (int64_t c = 0; c < end; c += vector)
-#pragma GCC unroll 16
-        for (int i = 0; i < kCount; ++i)
-          products[i] = fma(load(rows_ + c + (e + i) / slots * kCount),
-                            load(columns_ + c + (e + i) % slots * kCount), products[i]);
-      store(dots + e, sums(products));
+  // Gradients of the weights: [p, q] = <grads[p], values[q]>, for all lanes at once.
+  void multiply() {
+    constexpr int kBlock = kSlots ? 3 : 1;
+    const int slots = kSlots ? kSlots : slots_;
+    weight_grads_.clear();
+    for (int64_t c = 0; c < p_.d; c += kCount) {
+      transpose_slots(grads_.data() + c, rows_);
+      transpose_slots(values_.data() + c, columns_);
+      const int channels = static_cast<int>(min(kCount, p_.d - c));
+      for (int p = 0; p < slots; p += kBlock)
+        for (int q = 0; q < slots; q += kBlock) add_products<kBlock>(p, q, slots, channels);
     }
-    if (whole == pairs) return;
-    V last = broadcast(Scalar(0));  // one product is left over
-    for (int64_t c = vector - kCount; c < end; c += vector)
-      last = fma(load(rows_ + c), load(columns_ + c), last);
-    dots[whole] = sum(last);
   }
 
-  // A window's slots side by side: [vector of channels][slot][lane].
-  void gather_slots(const Scalar* from, Scalar* to) const {
-    const int slots = kSlots ? kSlots : slots_;
-    for (int64_t c = 0; c < layout_.channels; c += kCount)
-#pragma GCC unroll 9
-      for (int s = 0; s < slots; ++s, to += kCount) store(to, load(from + slot_[s] + c));
+  // Channels of every slot of the lanes' windows: [slot][channel][lane].
+  void transpose_slots(const Scalar* from, Scalar* to) const {
+    for (int s = 0; s < slots_; ++s, to += kCount * kCount) {
+      V lanes[kCount];
+#pragma GCC unroll 16
+      for (int l = 0; l < kCount; ++l) lanes[l] = load(from + base_[l] + slot_[s]);
+      transpose(lanes);
+#pragma GCC unroll 16
+      for (int c = 0; c < kCount; ++c) store(to + c * kCount, lanes[c]);
+    }
+  }
+
+  template <int kBlock>
+  void add_products(int p, int q, int slots, int channels) {
+    const Scalar *row = rows_ + p * kCount * kCount, *column = columns_ + q * kCount * kCount;
+    V sum[kBlock][kBlock];
+#pragma GCC unroll 3
+    for (int i = 0; i < kBlock; ++i)
+#pragma GCC unroll 3
+      for (int j = 0; j < kBlock; ++j) sum[i][j] = load(weight_grads_.at((p + i) * slots + q + j));
+    for (int c = 0; c < channels; ++c, row += kCount, column += kCount)
+#pragma GCC unroll 3
+      for (int i = 0; i < kBlock; ++i)
+#pragma GCC unroll 3
+        for (int j = 0; j < kBlock; ++j)
+          sum[i][j] =
+              fma(load(row + i * kCount * kCount), load(column + j * kCount * kCount), sum[i][j]);
+#pragma GCC unroll 3
+    for (int i = 0; i < kBlock; ++i)
+#pragma GCC unroll 3
+      for (int j = 0; j < kBlock; ++j) store(weight_grads_.at((p + i) * slots + q + j), sum[i][j]);
   }
 
   struct Place {
@@ -223,9 +233,7 @@ class Windows {
   const bool is_backward_;
   PixelBuffer<T> values_, grads_, sums_;  // v, the gradient of y, and what windows add up to
   Matrices weights_, weight_grads_;
-  const int dot_row_;
-  AlignedBuffer<Scalar> dots_;                     // [lane][slot][slot]
-  AlignedBuffer<Scalar> rows_, columns_;           // of a window: gradients and values
+  AlignedBuffer<Scalar> rows_, columns_;           // gradients and values: [slot][channel][lane]
   int64_t slot_[kMaxConvKernel * kMaxConvKernel];  // from a window's first pixel
   int64_t base_[kCount];                           // of the first pixel, for each lane
   Place place_;                                    // of the next window in the step
