@@ -31,8 +31,7 @@ struct Arguments {
 void check_geometry(const Arguments& a) {
   check(a.kernel >= 1 && a.kernel <= kMaxConvKernel, kOp, ": kernel = ", a.kernel,
         "; expected 1 to ", kMaxConvKernel);
-  check(a.stride >= 1 && a.stride <= INT32_MAX, kOp, ": stride = ", a.stride,
-        "; expected 1 or more");
+  check(a.stride >= 1, kOp, ": stride = ", a.stride, "; expected 1 or more");
   check(a.padding >= 0 && a.padding < a.kernel, kOp, ": padding = ", a.padding,
         "; expected 0 to kernel - 1 = ", a.kernel - 1);
   check(std::isfinite(a.scale), kOp, ": scale = ", a.scale, "; expected a finite number");
@@ -57,7 +56,9 @@ ConvAttentionParams checked_params(const Arguments& a) {
   p.H2 = windows_along(p.H, a);
   p.W2 = windows_along(p.W, a);
   p.kernel = static_cast<int32_t>(a.kernel);
-  p.stride = static_cast<int32_t>(a.stride);
+  // A larger stride than the map means one window: kernels need not know how much larger.
+  const int64_t largest = (p.H > p.W ? p.H : p.W) + 2 * a.padding;
+  p.stride = static_cast<int32_t>(a.stride < largest ? a.stride : largest);
   p.padding = static_cast<int32_t>(a.padding);
   p.scale = a.scale;
   check(p.H2 >= 1 && p.W2 >= 1, kOp, ": v is a map of ", p.H, " x ", p.W, " pixels, which with ",

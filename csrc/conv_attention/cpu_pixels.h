@@ -24,20 +24,21 @@ struct StepLayout {
   explicit StepLayout(const ConvAttentionParams& p)
       : channels(whole_vectors<T>(p.d)),
         pixel(p.h * channels),
-        columns(p.W2 * p.stride + p.kernel - 1),
+        columns(extent(p, p.W2, p.W)),
         row(columns * pixel) {
     const int64_t budget = kBufferBytes / int64_t{sizeof(typename Arithmetic<T>::Scalar)};
     window_rows = (budget / row - p.kernel + 1) / p.stride;
     window_rows = window_rows < 1 ? 1 : window_rows < p.H2 ? window_rows : p.H2;
-    rows = pixel_rows(p, window_rows);
+    rows = extent(p, window_rows, p.H);
     image = rows * row;
     images = window_rows < p.H2 || budget < image ? 1 : budget / image;
   }
 
-  // Rows from the first of some windows to the first of the windows after them, and what these
-  // share with them: every pixel up to the edge is among the rows and columns.
-  static int64_t pixel_rows(const ConvAttentionParams& p, int64_t windows) {
-    return windows * p.stride + p.kernel - 1;
+  // Pixels along an axis from the first of some windows to the first of those after them, and what
+  // these share with them; after the last ones, to the edge.
+  static int64_t extent(const ConvAttentionParams& p, int64_t windows, int64_t size) {
+    const int64_t pixels = windows * p.stride + p.kernel - 1, all = size + 2 * p.padding;
+    return pixels < all ? pixels : all;
   }
 };
 

@@ -76,7 +76,7 @@ class Windows {
     for (int64_t w = begin, windows; w < own.end; w += windows) {
       const bool is_own = w >= own.begin;
       windows = min(layout_.window_rows, (is_own ? own.end : own.begin) - w);
-      const int64_t rows = layout_.pixel_rows(p_, windows), first = w * p_.stride - p_.padding;
+      const int64_t rows = layout_.extent(p_, windows, p_.H), first = w * p_.stride - p_.padding;
       start_step(image, images, first, finished, rows);
       compute_step(image, images, w, windows, is_own && p_.grad_logits);
       finished = w + windows < own.end ? windows * p_.stride : rows;

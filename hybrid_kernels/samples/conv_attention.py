@@ -70,6 +70,7 @@ SAMPLES = (
     _small("gaps", 2, 7, 8, heads=1, d=3, kernel=2, stride=4),
     _sample("wide_padding", 1, 2, 3, heads=1, d=2, stride=1, padding=2, cost=Cost.LARGE),
     _sample("uncovered", 1, 6, 4, heads=1, padding=0, cost=Cost.LARGE),
+    _sample("one_window", 1, 4, 3, heads=1, stride=10**12, cost=Cost.LARGE),
     _small("zero_batch", 0, 5, 3),
     _sample("large_logits", 1, 5, 4, scale=30.0, cost=Cost.LARGE),
     Sample("channels_first", _channels_first, cost=Cost.LARGE),

@@ -291,7 +291,7 @@ def _constants(
     constants = {
         "D": d,
         "KERNEL": kernel,
-        "STRIDE": stride,
+        "STRIDE": min(stride, max(v.shape[1:3]) + 2 * padding),  # beyond, it makes no difference
         "PADDING": padding,
         "SLOTS": triton.next_power_of_2(kernel * kernel),
         "CHANNELS": triton.next_power_of_2(min(d, width)),
