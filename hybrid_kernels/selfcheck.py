@@ -131,6 +131,28 @@ def prove(
     outcomes: dict[tuple[str, Target, torch.dtype], Outcome],
 ) -> None:
     """Run one sample on every target that serves it, against one run of the references."""
+    with _threads_worth_waking(sample):
+        _prove(declaration, dtype, sample, chosen, outcomes)
+
+
+@contextlib.contextmanager
+def _threads_worth_waking(sample: Sample) -> Iterator[None]:
+    """One thread for what takes microseconds: where others run too, threads wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(before if sample.cost >= Cost.LARGE else 1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _prove(
+    declaration: Declaration,
+    dtype: torch.dtype,
+    sample: Sample,
+    chosen: Sequence[Target],
+    outcomes: dict[tuple[str, Target, torch.dtype], Outcome],
+) -> None:
     for device in dict.fromkeys(target.device for target in chosen):
         here = [t for t in chosen if t.device == device and _serves(t, declaration, dtype, sample)]
         if not here:
