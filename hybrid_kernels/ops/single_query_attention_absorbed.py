@@ -1,15 +1,12 @@
 """Single-query attention that projects its few queries and outputs instead of all tokens."""
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._registration import register, require, require_tensor
+from ._registration import require
 from .single_query_attention import MAX_QUERIES, check_exclude, single_query_attention
-
-MAX_CHANNELS = 128
+from .single_query_pool import MAX_CHANNELS, single_query_pool
 
 
 def single_query_attention_absorbed(
@@ -25,8 +22,9 @@ def single_query_attention_absorbed(
 
     ``k = x key_weight^T`` and ``v = x value_weight^T + value_bias``. The key projection can move to
     the queries and the value projection to the outputs, which is exact in real arithmetic: keys and
-    values are then never built, and the tokens are read once. `absorbs` decides, by cost; without
-    it the tokens are projected.
+    values are then never built. `absorbs` decides, by cost; without it the tokens are projected.
+    Up to 16 pairs of a query and a head and 128 channels are one kernel, which reads the tokens
+    once; beyond that the two products and the softmax are torch's.
 
     Args:
         query: ``(B, G, h, d)``, or ``(G, h, d)`` for queries that all images share; 1 to 16
@@ -59,96 +57,31 @@ def single_query_attention_absorbed(
         v = F.linear(x, value_weight, value_bias).unflatten(-1, (h, -1))
         return single_query_attention(query, k, v, scale, exclude)
     absorbed = torch.einsum("...ghd,hdc->...ghc", query, key_heads).flatten(-3, -2)
-    mean = torch.ops.hybrid.single_query_pool(absorbed, x, scale, exclude)[0]
-    out = torch.einsum("bghc,hec->bghe", mean.unflatten(1, (G, h)), value_heads)
+    has_kernel = h * G <= MAX_QUERIES and x.shape[2] <= MAX_CHANNELS
+    pool = single_query_pool if has_kernel else _pool_by_products
+    mean = pool(absorbed, x, scale, exclude).unflatten(1, (G, h))
+    out = torch.einsum("bghc,hec->bghe", mean, value_heads)
     return out if value_bias is None else out + value_bias.unflatten(0, (h, -1))
 
 
 def absorbs(heads: int, queries: int, channels: int, d: int, dv: int) -> bool:
     """Whether `single_query_attention_absorbed` leaves the tokens as they are.
 
-    A token then costs ``2 C h G`` multiply-adds; projected, ``(C + G) h (d + dv)`` of them and
-    twice the memory. The kernels take up to 16 pairs of a query and a head, and 128 channels.
+    A token then costs ``2 C h G`` multiply-adds; projected, ``(C + G) h (d + dv)`` and twice the
+    memory.
     """
-    fits = heads * queries <= MAX_QUERIES and channels <= MAX_CHANNELS
-    return fits and 2 * channels * queries <= (channels + queries) * (d + dv)
+    return 2 * channels * queries <= (channels + queries) * (d + dv)
 
 
-def _fake(query, x, scale, exclude):
-    B, _, C = x.shape
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    return x.new_empty((B, query.shape[-2], C)), x.new_empty((B, query.shape[-2]), dtype=dtype)
-
-
-def _fake_backward(grad_out, query, x, out, lse, scale, exclude, need_query, need_x):
-    needs = ((query, need_query), (x, need_x))
-    return tuple(tensor.new_empty(tensor.shape if need else (0,)) for tensor, need in needs)
-
-
-def _setup_context(ctx, inputs, output):
-    query, x, ctx.scale, exclude = inputs
-    out, lse = output
-    ctx.mark_non_differentiable(lse)
-    ctx.save_for_backward(query, x, exclude, out, lse)
-
-
-def _backward(ctx, grad_out, grad_lse):
-    query, x, exclude, out, lse = ctx.saved_tensors
-    needs = ctx.needs_input_grad[:2]
-    grads = torch.ops.hybrid.single_query_pool_backward(
-        grad_out, query, x, out, lse, ctx.scale, exclude, *needs
-    )
-    return *(grad if need else None for grad, need in zip(grads, needs, strict=True)), None, None
-
-
-def _flops(query, x, scale, exclude, **_):
-    return 4 * query.shape[-2] * x.shape[0] * x.shape[1] * x.shape[2]
-
-
-def _flops_backward(grad_out, query, x, *_, **__):
-    """Scores, gradients of weights, of queries, and two shares of the tokens' gradients."""
-    return 10 * query.shape[-2] * x.shape[0] * x.shape[1] * x.shape[2]
-
-
-def _check(query, x, scale, exclude):
-    op = "single_query_pool"
-    require(
-        x.dim() == 3,
-        f"{op}: x has shape {tuple(x.shape)}; expected 3 dimensions: (B, N, channels)",
-    )
-    require(
-        query.dim() in (2, 3),
-        f"{op}: query has shape {tuple(query.shape)}; expected (G, channels), or (B, G, channels)",
-    )
-    require(
-        x.is_floating_point(),
-        f"{op}: x has {x.dtype}; expected float32, bfloat16, float16 or float64",
-    )
-    (B, N, C), G = x.shape, query.shape[-2]
-    require(1 <= G <= MAX_QUERIES, f"{op}: query has {G} queries; expected 1 to {MAX_QUERIES}")
-    require(1 <= C <= MAX_CHANNELS, f"{op}: x has {C} channels; expected 1 to {MAX_CHANNELS}")
-    if query.dim() == 2:
-        _check_tensor("query", query, x, (G, C), "(G, channels)")
-    else:
-        _check_tensor("query", query, x, (B, G, C), "(B, G, channels)")
-    require(
-        N >= 1 or B == 0,
-        f"{op}: x holds no token, shape {tuple(x.shape)}; expected at least one",
-    )
-    require(math.isfinite(scale), f"{op}: scale = {scale}; expected a finite number")
+def _pool_by_products(query, x, scale, exclude):
     if exclude is not None:
-        check_exclude(op, "x", exclude, x)
-
-
-def _check_tensor(name, tensor, x, shape, meaning):
-    require_tensor("single_query_pool", name, tensor, [shape], meaning, x.dtype, ("x", x))
-
-
-def _check_backward(grad_out, query, x, out, lse, scale, exclude, need_query, need_x):
-    _check(query, x, scale, exclude)
-    shape = (x.shape[0], query.shape[-2], x.shape[2])
-    _check_tensor("grad_out", grad_out, x, shape, "(B, G, channels)")
-    _check_tensor("out", out, x, shape, "(B, G, channels)")
+        check_exclude("single_query_attention_absorbed", "x", exclude, x)
+    scores = (scale * query) @ x.mT
+    if exclude is not None:
+        mask = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
+        mask = mask.scatter(1, exclude.long(), True)
+        scores = scores.masked_fill(mask[:, None, :], -torch.inf)
+    return scores.softmax(dim=-1) @ x
 
 
 def _check_absorbed(query, x, key_weight, value_weight, value_bias):
@@ -180,22 +113,3 @@ def _check_absorbed(query, x, key_weight, value_weight, value_bias):
         f"{op}: value_bias has shape {None if value_bias is None else tuple(value_bias.shape)}; "
         f"expected ({rows},) = (heads * value width,)",
     )
-
-
-register(
-    "single_query_pool",
-    module="single_query_attention_absorbed",
-    check=_check,
-    fake=_fake,
-    setup_context=_setup_context,
-    backward=_backward,
-    autocast=("query", "x"),
-    flops=_flops,
-)
-register(
-    "single_query_pool_backward",
-    module="single_query_attention_absorbed",
-    check=_check_backward,
-    fake=_fake_backward,
-    flops=_flops_backward,
-)
