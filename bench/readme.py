@@ -1,36 +1,104 @@
-"""The tables of numbers in README.md, written from the files under bench/results.
+"""The tables of numbers, written from the files under bench/results.
 
-python -m bench.readme          # after a benchmark
+    python -m bench.readme          # after a benchmark
+
+README.md gets one line for every op, and the models; bench/results/TABLES.md gets everything.
 """
 
 import json
+import math
+from collections.abc import Iterator
 from pathlib import Path
 
 from bench import machine, report, stages
 
 README = machine.ROOT / "README.md"
+TABLES = report.RESULTS / "TABLES.md"
 BEGIN, END = "<!-- numbers -->", "<!-- end of numbers -->"
 
-
-def section() -> str:
-    """All tables, one machine after the other."""
-    folders = sorted(path for path in report.RESULTS.iterdir() if path.is_dir())
-    return "\n\n".join(["## Numbers", *(text for folder in folders for text in _folder(folder))])
+# What an op's line in README.md shows.
+COLUMNS = [
+    (dtype, phase)
+    for dtype in ("float32", "bfloat16")
+    for phase in ("forward", "backward", "forward+backward")
+]
 
 
 def rewritten(text: str) -> str:
-    """README's text with the tables of today's results."""
+    """README's text with the numbers of today's results."""
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)
-    return f"{before}{BEGIN}\n{section()}\n\n{END}{after}"
+    return f"{before}{BEGIN}\n{_section()}\n\n{END}{after}"
 
 
-def _folder(folder: Path) -> list[str]:
-    texts = []
-    for path in sorted(folder.glob("*.json")):
-        content = json.loads(path.read_text())
-        texts += [_origin(path, content["machine"]), _table(content)]
-    return texts
+def tables() -> str:
+    """All tables, one machine after the other."""
+    about = "Written by `python -m bench.readme`; how the numbers are made is told in README.md."
+    texts = ["# Measurements", about]
+    for path, content in _results():
+        texts += [_origin(path, content["machine"], TABLES.parent), _table(content)]
+    return "\n\n".join(texts) + "\n"
+
+
+def _section() -> str:
+    texts = ["## Numbers"]
+    found = list(_results())
+    for folder in sorted({path.parent for path, _ in found}):
+        here = [(path, content) for path, content in found if path.parent == folder]
+        ops = [entry for entry in here if "summary" in entry[1]]
+        texts += [_about_machine(ops or here), _overview(ops)]
+        for path, content in here:
+            if path.stem == "models":
+                texts += [_origin(path, content["machine"], README.parent), _table(content)]
+    if not any(content["machine"]["device"] == "cuda" for _, content in found):
+        texts.append("**GPU**: not run on a GPU.")
+    return "\n\n".join(texts)
+
+
+def _results() -> Iterator[tuple[Path, dict]]:
+    for folder in sorted(path for path in report.RESULTS.iterdir() if path.is_dir()):
+        for path in sorted(folder.glob("*.json")):
+            yield path, json.loads(path.read_text())
+
+
+def _about_machine(entries: list[tuple[Path, dict]]) -> str:
+    about = entries[0][1]["machine"]
+    return (
+        f"{about['device_name']}, {about['threads']} threads, torch {about['versions']['torch']}. "
+        "Speed-up over the best baseline and, in brackets, percent of the roofline: geometric "
+        "means over all cases. "
+        f"[All cases, with the commands]({TABLES.relative_to(machine.ROOT)})."
+    )
+
+
+def _overview(entries: list[tuple[Path, dict]]) -> str:
+    """A line for every file of results of an op."""
+    titles = [f"{phase}, {dtype}" for dtype, phase in COLUMNS]
+    lines = [
+        f"| op | cases | {' | '.join(titles)} | slowest |",
+        "|---" * (3 + len(COLUMNS)) + "|",
+    ]
+    for path, content in entries:
+        rows = [row for row in content["rows"] if row["launch"] == "eager"]
+        cells = [
+            _mean_cell([r for r in rows if (r["dtype"], r["phase"]) == column])
+            for column in COLUMNS
+        ]
+        worst = min(rows, key=lambda row: row["speedup"])
+        slowest = f"{worst['speedup']:.2f}x: {worst['case']}, {worst['dtype']}, {worst['phase']}"
+        cases = len({row["case"] for row in rows})
+        lines.append(f"| `{path.stem}` | {cases} | {' | '.join(cells)} | {slowest} |")
+    return "\n".join(lines)
+
+
+def _mean_cell(rows: list[dict]) -> str:
+    if not rows:
+        return ""
+    speedup, percent = (
+        math.exp(sum(math.log(row[key]) for row in rows) / len(rows))
+        for key in ("speedup", "percent_of_roofline")
+    )
+    return f"{speedup:.2f}x ({percent:.0f})"
 
 
 def _table(content: dict) -> str:
@@ -41,9 +109,9 @@ def _table(content: dict) -> str:
     )
 
 
-def _origin(path: Path, about: dict) -> str:
+def _origin(path: Path, about: dict, base: Path) -> str:
     environment = "".join(f"{k}={v} " for k, v in about.get("environment", {}).items())
-    link = f"[`{path.name}`]({path.relative_to(machine.ROOT)})"
+    link = f"[`{path.name}`]({path.relative_to(base)})"
     return (
         f"**{path.stem}** on {about['device_name']}, {about['threads']} threads, "
         f"{about['cpu_isa']}, torch {about['versions']['torch']}: "
@@ -105,3 +173,4 @@ def _models_table(rows: list[dict]) -> str:
 
 if __name__ == "__main__":
     README.write_text(rewritten(README.read_text()))
+    TABLES.write_text(tables())

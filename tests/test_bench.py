@@ -263,9 +263,10 @@ def test_gpu_script_reports_the_part_that_failed_and_goes_on(fake_gpu, broken, p
     assert "models: ended well" in done.stdout
 
 
-def test_numbers_in_the_readme_are_those_of_the_result_files():
+def test_published_numbers_are_those_of_the_result_files():
     text = readme.README.read_text()
     assert readme.rewritten(text) == text, "run `python -m bench.readme`"
+    assert readme.tables() == readme.TABLES.read_text(), "run `python -m bench.readme`"
 
 
 class Paced:
