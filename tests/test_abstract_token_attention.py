@@ -51,9 +51,9 @@ def test_another_gradient_of_the_queries_is_added_to_theirs_alone(name, dtype):
 def test_masked_padding_equals_the_crop_of_each_window():
     qkv, token, window, scale, _ = arguments("masked")
     out, summary = abstract_token_attention(qkv, token, window, scale)
-    corner = qkv[:, 2:, 2:]
+    corner = qkv[:, :, 2:]
     alone, alone_summary = abstract_token_attention(corner, token, window, scale)
-    torch.testing.assert_close(out[:, 2:, 2:], alone)
+    torch.testing.assert_close(out[:, :, 2:], alone)
     torch.testing.assert_close(summary[:, -1:], alone_summary)
 
 

@@ -24,7 +24,7 @@ def _sample(name: str, size, window: int, *, cost=Cost.MEDIUM, **options) -> Sam
 
 def _channels_first(make: Maker):
     """qkv as a linear layer over NCHW maps leaves it: channels before rows and columns."""
-    qkv, *rest = _call(make, (2, 2, 4), 3)
+    qkv, *rest = _call(make, (2, 2, 3), 3)
     stored = qkv.permute(0, 3, 4, 5, 1, 2).contiguous()
     return stored.permute(0, 4, 5, 1, 2, 3), *rest
 
@@ -33,7 +33,7 @@ def _sliced(make: Maker):
     """A crop of a larger map, of some of its heads: no stride is the dense one."""
     qkv, token, window, scale, pad_kv = _call(make, (2, 4, 6), 3, heads=4, d=12, padded=True)
     return (
-        qkv[:, 1:3, 2:, :, ::2, 1:11],
+        qkv[:, 1:3, 3:, :, ::2, 1:11],
         token[:, ::2, 1:11],
         window,
         scale,
@@ -44,7 +44,7 @@ def _sliced(make: Maker):
 def _expanded(make: Maker):
     """One image broadcast over a batch, and one vector as query, key and value of the token."""
     qkv, token, *rest = _call(make, (1, 2, 3), 3)
-    return qkv.expand(3, -1, -1, -1, -1, -1), token[:1].expand(3, -1, -1), *rest
+    return qkv.expand(2, -1, -1, -1, -1, -1), token[:1].expand(3, -1, -1), *rest
 
 
 SAMPLES = (
@@ -53,13 +53,13 @@ SAMPLES = (
     _sample("dense", (1, 25, 40), 7, heads=2, d=16, cost=Cost.HUGE),
     _sample("one_size", (4, 5, 9), 7, cost=Cost.LARGE),
     _sample("other_size", (5, 6, 16), 7, cost=Cost.LARGE),
-    _sample("masked", (1, 3, 4), 2, cost=Cost.SMALL),
-    _sample("padded", (2, 1, 3), 2, padded=True, cost=Cost.SMALL),
+    _sample("masked", (1, 2, 3), 2, cost=Cost.SMALL),
+    _sample("padded", (1, 1, 3), 2, padded=True, cost=Cost.SMALL),
     _sample("padded_but_tiled", (1, 2, 2), 2, padded=True, cost=Cost.SMALL),
     _sample("beyond_the_map", (1, 2, 3), 7, padded=True),
     _sample("one_pixel", (1, 1, 1), 3, cost=Cost.SMALL),
     _sample("one_row", (1, 1, 5), 4, padded=True),
-    _sample("window_1", (1, 1, 2), 1, cost=Cost.SMALL),
+    _sample("window_1", (1, 1, 2), 1, heads=1, cost=Cost.SMALL),
     _sample("window_9", (1, 9, 8), 9, heads=1, padded=True),
     _sample("window_16", (1, 17, 16), 16, heads=1, cost=Cost.LARGE),
     _sample("zero_batch", (0, 4, 5), 3, cost=Cost.SMALL),
