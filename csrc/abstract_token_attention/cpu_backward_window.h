@@ -40,8 +40,10 @@ class BackwardWindow {
     add_rows<T>(rows_, p_, w, head);
     rows_.grad_out.add(grad_summary_row<T>(p_, w, head));
     strided_map<T>(p_.grad_out, p_.grad_out_stride, head).add_to(rows_.grad_out, w);
-    rows_.out.add(summary_row<T>(p_, p_.summary, w, head));
-    packed_map<T>(p_, p_.out, 1, 0, head).add_to(rows_.out, w);
+    if (reads_out()) {
+      rows_.out.add(summary_row<T>(p_, p_.summary, w, head));
+      packed_map<T>(p_, p_.out, 1, 0, head).add_to(rows_.out, w);
+    }
     rows_.lse = lse_row<T>(p_, w, head);
     if (w.pixels() < p_.P * p_.P) {
       for_slots(p_, w, [&](int slot, int row) { lse_[row] = rows_.lse[slot]; });
@@ -71,6 +73,11 @@ class BackwardWindow {
   }
 
  private:
+  // A single tile of keys gets along without.
+  bool reads_out() const {
+    return std::is_same_v<T, double> || key_tiles(window_slots(p_)).number > 1;
+  }
+
   void store_keys(const Window& w, int head) {
     const int64_t first = attend_.first_key();
     for (int t = 0; t < attend_.tile_keys(); ++t) {

@@ -119,7 +119,7 @@ def _backward(ctx, grad_out, grad_summary, _grad_lse):
     )
 
 
-def key_count(height: int, width: int, window: int, masked: bool) -> int:
+def pair_count(height: int, width: int, window: int, masked: bool) -> int:
     """(Query, key) pairs of one image and head."""
     down, across = window_counts(height, width, window)
     if not masked:
@@ -137,7 +137,7 @@ def key_count(height: int, width: int, window: int, masked: bool) -> int:
 
 
 def _flops(qkv, token, window, scale, pad_kv, **_):
-    pairs = key_count(qkv.shape[1], qkv.shape[2], window, pad_kv is None)
+    pairs = pair_count(qkv.shape[1], qkv.shape[2], window, pad_kv is None)
     return 4 * qkv.shape[0] * qkv.shape[4] * qkv.shape[5] * pairs  # scores, and their values
 
 
