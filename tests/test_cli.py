@@ -152,7 +152,9 @@ def test_bench_without_a_checkout_says_where_to_get_one(monkeypatch, tmp_path):
 
 
 def test_bench_of_an_unknown_name_lists_what_there_is():
-    assert_problem(invoke("bench", "softmax"), 2, "there are abstract_token_attention, atrous_attention")
+    assert_problem(
+        invoke("bench", "softmax"), 2, "there are abstract_token_attention, atrous_attention"
+    )
 
 
 def test_bench_hands_its_options_on_and_reports_a_failure(monkeypatch):

@@ -12,6 +12,8 @@ from python_ref.ops import (
     single_query_attention_absorbed_out,
     single_query_attention_backward,
     single_query_attention_out,
+    single_query_pool,
+    single_query_pool_backward,
 )
 
 SCALE = 0.7
@@ -123,6 +125,28 @@ def test_absorbed_backward_formulas_equal_autograd(case, has_bias):
     expected = gradients(out, inputs, [grad])
     torch.testing.assert_close(list(found[: len(inputs)]), expected, **TOLERANCE)
     assert has_bias or found[4].shape == (0,)
+
+
+@every_case
+def test_pool_is_what_identical_projections_leave(case):
+    """With identity matrices as projections, the absorbed form is the pool of one head."""
+    batch, queries, number, _, width, _, excluded, shared = case
+    torch.manual_seed(number)
+    query = random(*(() if shared else (batch,)), queries, width, grad=True)
+    x, one = random(batch, number, width, grad=True), torch.eye(width, dtype=torch.float64)
+    exclude = chosen(batch, number, excluded)
+    out, lse = single_query_pool(query, x, SCALE, exclude)
+    expected, expected_lse = single_query_attention_absorbed(
+        query.unsqueeze(-2), x, one, one, None, SCALE, exclude
+    )
+    torch.testing.assert_close(out, expected.squeeze(-2), **TOLERANCE)
+    torch.testing.assert_close(lse, expected_lse.squeeze(1), **TOLERANCE)
+    grad = torch.randn_like(out)
+    with torch.no_grad():
+        found = single_query_pool_backward(grad, query, x, out, lse, SCALE, exclude, True, True)
+        none = single_query_pool_backward(grad, query, x, out, lse, SCALE, exclude, False, False)
+    torch.testing.assert_close(list(found), gradients(out, (query, x), [grad]), **TOLERANCE)
+    assert [g.shape for g in none] == [(0,), (0,)]
 
 
 def test_backward_returns_nothing_for_what_is_not_needed():
