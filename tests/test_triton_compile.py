@@ -32,7 +32,7 @@ from hybrid_kernels.triton import launch  # noqa: E402
 
 # Shared memory that one block may have, in bytes.
 SHARED_LIMIT = {80: 99 * 1024, 90: 227 * 1024}
-OPTIONS = ("num_warps", "num_stages")
+OPTIONS = ("num_warps", "num_stages", "maxnreg")
 POINTERS = {
     torch.float32: "*fp32",
     torch.bfloat16: "*bf16",

@@ -150,6 +150,24 @@ def depthwise(problem: str) -> None:
     op.dwconv_act_backward(x, x, weight, bias, "gelu", True, True, True)
 
 
+def mix_regions(problem: str, needs: tuple[bool, ...] = (True,) * 4) -> None:
+    from hybrid_kernels.triton import region_mix as op
+
+    bits, _, side = problem.partition(", k = ")
+    k, dtype = int(side or 3), DTYPES[bits]
+    x, g = empty(8, 50, 50, 96, dtype=dtype), empty(8, 13, 13, 96, dtype=dtype)
+    inputs = (x, g, empty(k, k, 96), 4)
+    op.region_mix_backward(op.region_mix(*inputs, empty(96)), *inputs, *needs)
+
+
+def sample_regions(problem: str) -> None:
+    from hybrid_kernels.triton import region_sample as op
+
+    x, weight = empty(8, 50, 50, 96, dtype=DTYPES[problem]), empty(4, 4, 96)
+    s = op.region_sample(x, weight, empty(96))
+    op.region_sample_backward(s, x, weight, x, True, True, True)
+
+
 # The calls that launch the kernels whose names begin so, in the forms that need most registers:
 # ragged maps mask keys in the loop, and windows beyond one tile run other code than those within.
 CALLS: dict[str, tuple[Call, ...]] = {
@@ -170,6 +188,8 @@ CALLS: dict[str, tuple[Call, ...]] = {
     "partial_combine": (combine,),
     "pool_cat": (pool,),
     "reduction": (fuse,),
+    "region_mix": (mix_regions, lambda p: mix_regions(p, (True, True, False, False))),
+    "region_sample": (sample_regions,),
     "single_query_attention": (attention_of_few_queries, pooling_of_few_queries),
     "token_fusion": (fuse_tokens,),
 }

@@ -10,6 +10,8 @@ from .gated_fuse import gated_fuse
 from .multiscale_attention import multiscale_attention
 from .partial_combine import partial_combine
 from .pool_cat import pool_cat
+from .region_mix import region_mix
+from .region_sample import region_sample
 from .single_query_attention import single_query_attention
 from .single_query_attention_absorbed import single_query_attention_absorbed
 from .token_fusion import token_fusion
@@ -26,6 +28,8 @@ __all__ = [
     "multiscale_attention",
     "partial_combine",
     "pool_cat",
+    "region_mix",
+    "region_sample",
     "single_query_attention",
     "single_query_attention_absorbed",
     "token_fusion",

@@ -10,9 +10,9 @@ from torch import Tensor
 def load_pixels(x, image, i, j, c, mask):
     """Pixels and channels of x = (map, its strides) in float32; 0 where the mask says so.
 
-    image, i and j are int64, one for each pixel or one for all.
+    image, i and j are integers, one for each pixel or one for all.
     """
-    where = image * x[1][0] + i * x[1][1] + j * x[1][2]
+    where = image.to(tl.int64) * x[1][0] + i.to(tl.int64) * x[1][1] + j.to(tl.int64) * x[1][2]
     where = where[:, None] + (c.to(tl.int64) * x[1][3])[None, :]
     return tl.load(x[0] + where, mask=mask, other=0.0).to(tl.float32)
 
@@ -20,7 +20,7 @@ def load_pixels(x, image, i, j, c, mask):
 @triton.jit
 def store_pixels(x, pixel, c, C, values, mask):
     """Into a contiguous map, whose pixels are counted through; rounded to its dtype."""
-    where = pixel[:, None] * C + c[None, :]
+    where = pixel.to(tl.int64)[:, None] * C + c[None, :]
     tl.store(x + where, values.to(x.dtype.element_ty), mask=mask)
 
 

@@ -1,0 +1,52 @@
+// region_mix on the CPU: the table of kernels, and the sums over parts. Compiled once per
+// instruction set.
+#include "mix_rows.h"
+
+namespace hybrid {
+namespace HYBRID_ISA {
+namespace {
+
+using Params = RegionMixParams;
+
+int64_t jobs(const Params& p) {
+  int64_t count = 0;
+  for_dtype(p.dtype, [&](auto x) { count = cut_of<decltype(x)>(p).jobs; });
+  return count;
+}
+
+int64_t workspace_bytes(const Params& p) {
+  int64_t bytes = 0;
+  for_dtype(p.dtype, [&](auto x) { bytes = sums_of<decltype(x)>(p).bytes(); });
+  return bytes;
+}
+
+void forward(const Params& p, int64_t begin, int64_t end) {
+  for_dtype(p.dtype, [&](auto x) { region_mix_forward<decltype(x)>(p, begin, end); });
+}
+
+void backward(const Params& p, int64_t begin, int64_t end) {
+  for_dtype(p.dtype, [&](auto x) { region_mix_backward<decltype(x)>(p, begin, end); });
+}
+
+void reduce(const Params& p) {
+  for_dtype(p.dtype, [&](auto x) {
+    using Scalar = typename Arithmetic<decltype(x)>::Scalar;
+    const auto sums = sums_of<decltype(x)>(p);
+    const int64_t taps = p.grad_weight ? p.side * p.side : 0;
+    for (int64_t tap = 0; tap < taps; ++tap)
+      sums.reduce(taps - 1 - tap, 1, p.C, static_cast<Scalar*>(p.grad_weight) + tap * p.C);
+    sums.reduce(taps, 1, p.C, p.grad_bias);
+  });
+}
+
+}  // namespace
+}  // namespace HYBRID_ISA
+
+template <>
+const RegionMixCpu& cpu_table<RegionMixCpu, Isa::HYBRID_ISA>() {
+  using namespace HYBRID_ISA;
+  static constexpr RegionMixCpu table{jobs, workspace_bytes, forward, backward, reduce};
+  return table;
+}
+
+}  // namespace hybrid
