@@ -60,7 +60,7 @@ SAMPLES = (
     _sample("bands", 1, 37, 6, stride=1, d=5, cost=Cost.LARGE),
     _sample("one_size", 5, 7, 11, d=7, cost=Cost.LARGE),
     _sample("other_size", 4, 6, 15, d=7, cost=Cost.LARGE),
-    _small("one_pixel", 1, 1, 1),
+    _sample("one_pixel", 1, 1, 1, cost=Cost.LARGE),
     _small("odd", 2, 3, 5, d=5, scale=-0.3),
     _small("stride_1", 1, 4, 3, d=2, kernel=2, stride=1),
     _sample("width_72", 1, 4, 3, heads=1, d=72, kernel=2),
@@ -75,7 +75,7 @@ SAMPLES = (
     _sample("large_logits", 1, 5, 4, scale=30.0, cost=Cost.LARGE),
     Sample("channels_first", _channels_first, cost=Cost.LARGE),
     Sample("sliced", _sliced, cost=Cost.LARGE),
-    Sample("expanded", _expanded, cost=Cost.SMALL),
+    Sample("expanded", _expanded, cost=Cost.LARGE),
 )
 
 
