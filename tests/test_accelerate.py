@@ -237,6 +237,18 @@ def test_dilated_convolutions_equal_the_reference(height, width, dilations, stri
     torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-10)
 
 
+@pytest.mark.parametrize("taps", [3, 5])
+@pytest.mark.parametrize(("height", "width"), [(6, 7), (1, 2)])
+def test_strip_convolutions_equal_the_reference(height, width, taps):
+    torch.manual_seed(0)
+    x = torch.randn(2, height, width, 5, dtype=torch.float64, requires_grad=True)
+    strips = [torch.randn(taps, 5, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    ys = [ops.strip_dwconv(x, *strips) for ops in (FUSED, REFERENCE)]
+    grad = torch.randn_like(ys[0])
+    found, expected = ([y, *torch.autograd.grad(y, (x, *strips), grad)] for y in ys)
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-10)
+
+
 @pytest.mark.parametrize("name", SOFTMAX_FAMILIES)
 def test_every_family_is_as_accurate_as_the_reference(name):
     torch.manual_seed(0)

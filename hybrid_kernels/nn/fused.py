@@ -22,6 +22,7 @@ from ..ops import (
 )
 from .branch_linear import branch_project_in, branch_project_out
 from .conv_attention import conv_attention_fused
+from .strip_dwconv import strip_dwconv
 
 # An operator that has no kernel yet stays the reference's.
 FUSED = replace(
@@ -41,6 +42,7 @@ FUSED = replace(
     single_query_attention=single_query_attention,
     single_query_attention_absorbed=single_query_attention_absorbed,
     token_fusion=token_fusion,
+    strip_dwconv=strip_dwconv,
     branch_project_in=branch_project_in,
     branch_project_out=branch_project_out,
 )
