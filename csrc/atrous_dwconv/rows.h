@@ -32,6 +32,14 @@ PartSums<T> sums_of(const AtrousDwconvParams& p) {
   return PartSums<T>(cut_of<T>(p), p.n * kTaps, p.workspace);
 }
 
+// Whether the branches, together, are better written past the caches.
+template <class T>
+bool streams_branches(const AtrousDwconvParams& p) {
+  bool streams = p.y[0].data;
+  for (int k = 0; streams && k < p.n; ++k) streams = streams_map<T>(p.y[k], p.B, p.out_H, p.n);
+  return streams;
+}
+
 // What a worker holds while it runs jobs.
 template <class T>
 class Worker {
@@ -45,6 +53,7 @@ class Worker {
         cut_(cut_of<T>(p)),
         width_(cut_.width),
         halo_(p.widest()),
+        streams_(streams_branches<T>(p)),
         x_(rows_seen(p), p.H, p.W, halo_, width_),
         taps_(width_, p.n) {}
 
@@ -60,6 +69,7 @@ class Worker {
         }
       }
     }
+    stream_fence();
   }
 
   // A row of pixels follows when the gradients of the last outputs that read it are at hand.
@@ -115,8 +125,8 @@ class Worker {
     T* y = p_.y[k].row<T>(image, o, job.channel);
     convolve_row<T, kSide>(
         window(o, k), p_.out_W, taps_.data(k), job.channels,
-        [y, C = p_.C](int64_t j, int64_t c, auto lanes, V sum)
-            __attribute__((always_inline)) { store_lanes(y + j * C + c, sum, lanes); });
+        [y, C = p_.C, streams = streams_](int64_t j, int64_t c, auto lanes, V sum)
+            __attribute__((always_inline)) { stream_lanes(y + j * C + c, sum, lanes, streams); });
   }
 
   // The gradient of branch k in outputs of row o, and what it adds to the sums if it is the job's.
@@ -154,6 +164,7 @@ class Worker {
   const AtrousDwconvParams& p_;
   const Cut<T> cut_;
   const int64_t width_, halo_;
+  const bool streams_;
   RowRing<Scalar> x_;
   Taps<Scalar, kSide> taps_;
 };

@@ -50,6 +50,7 @@ class Worker {
 
   template <class Act>
   void forward(int64_t begin, int64_t end) {
+    const bool streams = streams_map<T>(p_.y, p_.B, p_.H);
     for_each_image(begin, end, [&](const Job& job, int64_t image) {
       for (int64_t i = job.row_begin; i < job.row_end; ++i) {
         fill_x(job, image, i + 1);
@@ -60,10 +61,11 @@ class Worker {
             Window3(x_, i, width_), p_.W, taps_.data(), job.channels,
             [=, C = p_.C](int64_t j, int64_t c, auto lanes, V t) __attribute__((always_inline)) {
               next.fetch(j, c);
-              store_lanes(y + j * C + c, Act::value(t + load(bias + c)), lanes);
+              stream_lanes(y + j * C + c, Act::value(t + load(bias + c)), lanes, streams);
             });
       }
     });
+    stream_fence();
   }
 
   template <class Act>
@@ -72,6 +74,7 @@ class Worker {
     Taps<Scalar, kSide> turned(width_);
     const PartSums<T> sums = sums_of<T>(p_);
     const bool needs_sums = p_.grad_weight || p_.grad_bias;
+    const bool streams = p_.grad_x.data && streams_map<T>(p_.grad_x, p_.B, p_.H);
     for_each_image(begin, end, [&](const Job& job, int64_t image) {
       if (image == job.image_begin) {
         pack(turned, job, true);
@@ -92,10 +95,11 @@ class Worker {
                                [=, C = p_.C](int64_t j, int64_t c, auto lanes, V sum)
                                    __attribute__((always_inline)) {
                                      next.fetch(j, c);
-                                     store_lanes(dx + j * C + c, sum, lanes);
+                                     stream_lanes(dx + j * C + c, sum, lanes, streams);
                                    });
       }
     });
+    stream_fence();
   }
 
  private:

@@ -5,6 +5,7 @@
 
 #include "../aligned_buffer.h"
 #include "../arithmetic.h"
+#include "../streaming.h"
 #include "map.h"
 
 namespace hybrid {
@@ -56,6 +57,13 @@ struct Ahead {
 
   void fetch(int64_t j, int64_t c) const { __builtin_prefetch(row + j * stride + c); }
 };
+
+// Whether a result (B, H, W, C) is large and in whole lines, so that it is better streamed.
+template <class T>
+bool streams_map(const OutputMap& map, int64_t B, int64_t H, int64_t count = 1) {
+  const int64_t row = map.C * static_cast<int64_t>(sizeof(T));
+  return streams_rows(reinterpret_cast<uintptr_t>(map.data), row, count * B * H * map.W * row);
+}
 
 struct Identity {
   template <class V>
