@@ -1,7 +1,7 @@
 // Backward: the parts that the kernels of small and of large windows share.
 //
 // The gradients of token and pad_kv are sums over all windows: every block leaves what its rows add
-// to them in the workspace, and a third launch adds the blocks in order: the same bits on every run.
+// to them in the workspace, and a third launch adds the blocks in order: the same bits every time.
 #pragma once
 
 #include "../common/attention/cuda_sums.cuh"

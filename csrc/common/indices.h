@@ -5,8 +5,8 @@
 
 namespace hybrid {
 
-// (B, n) indices of tokens as dense int64. On the CPU each must be from 0 to tokens - 1; what lies on
-// a GPU is not looked at, because it would have to be waited for.
+// (B, n) indices of tokens as dense int64. On the CPU each must be from 0 to tokens - 1; what lies
+// on a GPU is not looked at, because it would have to be waited for.
 inline Tensor checked_indices(const char* op, const char* name, const Tensor& index,
                               const char* other_name, const Tensor& other, int64_t tokens) {
   const ScalarType type = index.scalar_type();

@@ -3,7 +3,7 @@
 // The allocator hands out large tensors as fresh mappings: their first writes fault page by page,
 // and with pages of 4 KiB that can cost more than the kernel that does the writing. Huge pages take
 // 512 faults in one. Not by default: in a virtual machine whose host takes free memory back they
-// can cost several times as much as small ones. What helps on every machine is to keep freed memory:
+// can cost several times as much as small ones. To keep freed memory helps on every machine:
 // output_cache.h.
 #pragma once
 

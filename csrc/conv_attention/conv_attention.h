@@ -1,8 +1,11 @@
 // Convolutional attention: parameters and launchers. Plain C++.
 //
-// Window (i, j) of a map has k x k slots; slot s is pixel pos(i, j, s) = (stride i - padding + s / k,
-// stride j - padding + s % k). Nothing compares queries with keys: every window and head has its own
-// logits S (k^2 x k^2), and with A[p] = softmax over q of scale S[p, q],
+// Window (i, j) of a map has k x k slots; slot s is pixel
+//
+//   pos(i, j, s) = (stride i - padding + s / k, stride j - padding + s % k)
+//
+// Nothing compares queries with keys: every window and head has its own logits S (k^2 x k^2), and
+// with A[p] = softmax over q of scale S[p, q],
 //
 //   y[x] = sum of A[p, q] v[pos(q)] over the windows and slots p at pixel x, and all slots q
 //

@@ -1,5 +1,5 @@
-// The pixels that a step of windows sees, beyond the edges of the map too, in the arithmetic's type:
-// each head's channels rounded up to whole vectors, zeros outside.
+// The pixels that a step of windows sees, beyond the edges of the map too, in the arithmetic's
+// type: each head's channels rounded up to whole vectors, zeros outside.
 #pragma once
 
 #include <string.h>

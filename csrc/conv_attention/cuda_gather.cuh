@@ -1,5 +1,5 @@
-// Output pixels gather from the windows that cover them: y from v, or the gradient of v from that of
-// y, with output and input slots exchanged.
+// Output pixels gather from the windows that cover them: y from v, or the gradient of v from that
+// of y, with output and input slots exchanged.
 //
 // A block owns a square of pixels of one image and head. Every row of weights that it needs belongs
 // to one pixel and one of the windows that cover it, at most ceil(kernel / stride)^2: no row is

@@ -1,5 +1,5 @@
-// What belongs to windows alone: the gradient of the logits, and the statistics of the softmax, from
-// which the gradient of v computes weights again.
+// What belongs to windows alone: the gradient of the logits, and the statistics of the softmax,
+// from which the gradient of v computes weights again.
 //
 // A block owns a square of windows of one image and head. A thread owns a row of a window's
 // weights, an output slot: it takes the products of its pixel's gradient with the values of all

@@ -196,7 +196,7 @@ class TokenBlock {
   WordTable sums(int head, int64_t step) const { return {sums_ + head * p_.G * step, step}; }
   void clear_sums(int64_t step) { std::fill_n(static_cast<float*>(sums_), rows_ * step, 0.f); }
 
-  // The rows of a head in the tile that starts at token `first` of the block, unless the image ends.
+  // The rows of a head in the tile at token `first` of the block, unless the image ends before.
   void prefetch(const AttentionTokens& tokens, int64_t first, int head) const {
     const int64_t left = p_.N - first_ - first;
     const char* at = reinterpret_cast<const char*>(row(tokens, first_ + first, head));

@@ -1,5 +1,5 @@
-// hybrid::single_query_attention and hybrid::single_query_pool, the same attention with tokens that
-// are their own keys and values: schema, argument checks, tensors -> parameter struct, registration.
+// hybrid::single_query_attention and hybrid::single_query_pool, the same attention with tokens
+// that are their own keys and values: schemas, argument checks, parameter struct, registration.
 #include "single_query_attention.h"
 
 #include <cmath>
