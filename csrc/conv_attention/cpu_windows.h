@@ -1,9 +1,9 @@
 // Convolutional attention over a chunk of windows, step by step.
 //
 // A worker holds the pixels of a step in buffers that stay in its caches. Windows take their values
-// from one buffer and add their results up in another, in ascending order, so that no two workers
-// ever add to the same pixel: a chunk owns rows of the map, and also computes the windows above that
-// reach into them.
+// from one buffer and add their results up in another, in ascending order. No two workers ever add
+// to the same pixel: a chunk owns rows of the map, and also computes the windows above that reach
+// into them.
 #pragma once
 
 #include "cpu_pixels.h"
