@@ -168,7 +168,8 @@ def count_work(bench: OpBench, args: tuple) -> dict[str, Work]:
     with FlopCounterMode(display=False) as counter:
         out = bench.fused(*args)
         forward = counter.get_total_flops()
-        torch.autograd.grad(out, _wanted(args), torch.ones_like(out))
+        if out.requires_grad:
+            torch.autograd.grad(out, _wanted(args), torch.ones_like(out))
         backward = counter.get_total_flops() - forward
     traffic = bench.min_bytes(*args)
     return {
@@ -225,7 +226,9 @@ def _agreeing_calls(
     grad = torch.randn(truth_out.shape, generator=generator, device=device)
     dtype = _leaves(args)[0].dtype
     grad = grad.to(dtype)
-    truth = [truth_out.detach(), *torch.autograd.grad(truth_out, _wanted(wide), grad.float())]
+    truth = [truth_out.detach()]
+    if truth_out.requires_grad:
+        truth += torch.autograd.grad(truth_out, _wanted(wide), grad.float())
     calls = []
     for name, function in functions.items():
         call = Call(name, function, args, grad)

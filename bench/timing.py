@@ -29,7 +29,7 @@ class Contestant(Protocol):
 
 
 class Call:
-    """A differentiable function: inference forward, training forward, backward."""
+    """A function: inference forward and, if it is differentiable, training forward, backward."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class Call:
         return self._function(*self._inputs)
 
     def backward(self, out: Tensor) -> tuple[Tensor, ...]:
-        return torch.autograd.grad(out, self._leaves, self.grad_out)
+        return torch.autograd.grad(out, self._leaves, self.grad_out) if out.requires_grad else ()
 
     def train(self) -> tuple[Tensor, ...]:
         return self.backward(self.forward())
@@ -59,6 +59,8 @@ class Call:
     def round(self, clock: Clock) -> dict[str, Sample]:
         _, infer = clock.time(self.infer)
         out, forward = clock.time(self.forward)
+        if not out.requires_grad:
+            return {FORWARD: infer}
         _, backward = clock.time(lambda: self.backward(out))
         return {FORWARD: infer, BACKWARD: backward, BOTH: forward + backward}
 

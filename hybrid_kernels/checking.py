@@ -66,7 +66,10 @@ def convert(args: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 
 def run(op: Callable, args: Any, wanted: Sequence[int] = (), seed: int = 1) -> Run:
-    """Call ``op``; with ``wanted`` leaves requiring grad, also the gradients of a random loss."""
+    """Call ``op``; with ``wanted`` leaves requiring grad, also the gradients of a random loss.
+
+    Outputs without a derivative, such as indices, give no gradients.
+    """
     leaves, tree = pytree.tree_flatten(args)
     for i in wanted:
         leaves[i] = leaves[i].detach().requires_grad_()
@@ -75,6 +78,8 @@ def run(op: Callable, args: Any, wanted: Sequence[int] = (), seed: int = 1) -> R
     if not wanted:
         return Run(outputs)
     roots = [out for out in outputs if out.requires_grad]
+    if not roots:
+        return Run(outputs)
     grads = [_gradient_like(out, seed + i) for i, out in enumerate(roots)]
     given = torch.autograd.grad(roots, [leaves[i] for i in wanted], grads)
     return Run([o.detach() for o in outputs], dict(zip(wanted, given, strict=True)))
@@ -131,6 +136,8 @@ def compare(got: Run, same_dtype: Run, exact: Run) -> list[Verdict]:
     ):
         if value.shape != truth.shape:
             verdicts.append(Verdict(f"{name} of shape {tuple(value.shape)}", float("nan"), 0.0))
+        elif not value.is_floating_point():  # a choice is right or wrong
+            verdicts.append(Verdict(name, (value != truth).sum().item(), 0.0))
         elif truth.numel():
             # A nan in the difference makes a nan of the maximum, which no bound admits.
             error = (value.double() - truth).abs().max().item()

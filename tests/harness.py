@@ -144,6 +144,7 @@ class OpSuite:
             assert_accurate(self.declaration, sample, dtype)
 
     def test_gradients_agree_with_finite_differences(self, small_sample):
+        self._skip_without_derivative()
         if torch.float64 not in dtypes():
             pytest.skip(f"backend {backend()} has no float64")
         args = arguments(small_sample, torch.float64)
@@ -162,6 +163,7 @@ class OpSuite:
             assert torch.autograd.gradcheck(call, leaf, fast_mode=True, nondet_tol=0.0)
 
     def test_every_subset_of_gradients_is_the_part_of_all(self, small_sample):
+        self._skip_without_derivative()
         args = arguments(small_sample, torch.float32)
         places = floating(args)
         full = run(fused(self.declaration), args, places)
@@ -278,6 +280,7 @@ class OpSuite:
             fused(self.declaration)(*bad_call.build(Maker(torch.float32, "meta")))
 
     def test_second_derivative(self, small_sample):
+        self._skip_without_derivative()
         args = arguments(small_sample, torch.float32)
         leaves, tree = pytree.tree_flatten(args)
         place = floating(args)[0]
@@ -291,6 +294,10 @@ class OpSuite:
             return
         with pytest.raises(RuntimeError, match="first derivatives only"):
             torch.autograd.grad(grad.sum(), leaves[place])
+
+    def _skip_without_derivative(self) -> None:
+        if self.declaration.differentiable == 0:
+            pytest.skip("the op has no derivative")
 
     def _first_small(self) -> Sample:
         return next(s for s in self.declaration.samples if s.cost == Cost.SMALL)

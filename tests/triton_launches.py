@@ -127,6 +127,13 @@ def fuse_tokens(problem: str) -> None:
     op.token_fusion_backward(q, q, kv, 0.25, True, True)
 
 
+def choose(problem: str) -> None:
+    from hybrid_kernels.triton import context_topk as op
+
+    bits = "16-bit" if problem == "16-bit" else "32-bit"  # the select's keys are always 64-bit
+    op.context_topk(empty(8, 3000, 96, dtype=DTYPES[bits]), 100)
+
+
 def pool(problem: str) -> None:
     from hybrid_kernels.triton import pool_cat as op
 
@@ -181,6 +188,7 @@ CALLS: dict[str, tuple[Call, ...]] = {
     "atrous_attention.fold": (fold_of_attention,),
     "atrous_dwconv": (dilated,),
     "atrous_partition": (partition,),
+    "context_topk": (choose,),
     "conv_attention": (attention_of_generated_weights,),
     "dwconv_act": (depthwise,),
     "gated_fuse": (fuse,),

@@ -4,6 +4,7 @@ from .abstract_token_attention import abstract_token_attention
 from .atrous_attention import atrous_attention
 from .atrous_dwconv import atrous_dwconv
 from .atrous_partition import atrous_merge, atrous_partition
+from .context_topk import context_topk
 from .conv_attention import conv_attention
 from .dwconv_act import dwconv_act
 from .gated_fuse import gated_fuse
@@ -22,6 +23,7 @@ __all__ = [
     "atrous_dwconv",
     "atrous_merge",
     "atrous_partition",
+    "context_topk",
     "conv_attention",
     "dwconv_act",
     "gated_fuse",
