@@ -10,6 +10,7 @@ the arguments. Exit status: that of Python, or 1 when a sanitizer found somethin
 from __future__ import annotations
 
 import dataclasses
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -56,12 +57,13 @@ def build_library():
 def build_faults(isa: str) -> Path:
     """cpu_faults.cpp, compiled as the CPU kernels are: a library for ctypes."""
     output = BUILD_DIR / f"cpu_faults.{isa}.so"
+    fresh = output.with_suffix(f".{os.getpid()}")  # another test worker may load what is there
     BUILD_DIR.mkdir(parents=True, exist_ok=True)
     command = [*native.find_compiler().split(), *native.CXX_FLAGS, "-fno-exceptions", *CPU_FLAGS]
     command += [*native.CPU_ISAS[isa], f"-DHYBRID_ISA={isa}", f"-I{native.CSRC}", "-shared"]
     source = ROOT / "tests" / "cpu_faults.cpp"
-    subprocess.run([*command, str(source), "-o", str(output)], check=True)
-    return output
+    subprocess.run([*command, str(source), "-o", str(fresh)], check=True)
+    return fresh.replace(output)
 
 
 def main() -> int:

@@ -27,9 +27,6 @@ FAULTS = {
 }
 RUN = "import ctypes, sys; ctypes.CDLL(sys.argv[1]).run_kernel(int(sys.argv[2]))"
 
-# One worker: the library is built once per instruction set.
-pytestmark = pytest.mark.xdist_group("cpu_asan")
-
 
 @pytest.fixture(scope="module", params=sorted({"baseline", info.available_isas()[-1]}))
 def library(request) -> Path:

@@ -17,9 +17,12 @@ __device__ __forceinline__ void clear_lse(float* lse, const Params& p, const Wor
     if (s / p.P >= work.rows || s % p.P >= work.cols) lse[1 + s] = 0.0f;
 }
 
-// Blocks per multiprocessor: a fifth would spill addresses of rows.
+// Blocks per multiprocessor: a fifth, or a third of the widest 16-bit tiles, would spill addresses
+// of rows.
 template <class G>
-constexpr int kWindowBlocks = G::kForwardBlocks < 4 ? G::kForwardBlocks : 4;
+constexpr int kWindowBlocks = G::E == 128 && sizeof(typename G::T) == 2 ? 2
+                              : G::kForwardBlocks < 4                   ? G::kForwardBlocks
+                                                                        : 4;
 
 template <class G>
 __global__ void __launch_bounds__(kThreads, kWindowBlocks<G>)
