@@ -62,12 +62,12 @@ PoolSide write_side(const Tensor& t, int64_t first = 0) {
 
 void add_task(PoolCatParams& p, const PoolSide& source, const PoolSide& target, int64_t channels) {
   p.task[p.tasks++] = {source, target, channels};
-  p.target_rows += target.H;
+  if (target.H > p.parts) p.parts = target.H;
 }
 
 void launch_cpu(const PoolCatParams& p) {
   const PoolCatCpu& kernels = cpu_table<PoolCatCpu>();
-  torch::stable::parallel_for(0, p.B * p.target_rows, 1,
+  torch::stable::parallel_for(0, p.B * p.parts, 1,
                               [&](int64_t begin, int64_t end) { kernels.compute(p, begin, end); });
 }
 

@@ -33,13 +33,13 @@ struct PoolCatParams {
   int64_t B;  // not zero when a launcher is called
   int32_t tasks;
   bool is_backward;
-  int64_t target_rows;  // of all tasks, in one image
+  int64_t parts;  // chunks of an image: each has a share of the rows of every target
   PoolTask task[kMaxPooledMaps];
 };
 
-// CPU: rows of targets, of all images, are independent. One table per instruction set.
+// CPU: B * parts chunks. One table per instruction set.
 struct PoolCatCpu {
-  void (*compute)(const PoolCatParams&, int64_t row_begin, int64_t row_end);
+  void (*compute)(const PoolCatParams&, int64_t chunk_begin, int64_t chunk_end);
 };
 
 }  // namespace hybrid

@@ -66,8 +66,12 @@ class Rows {
     }
   }
 
+  // The processor's own prefetching stops at the end of every page.
+  static constexpr int64_t kAhead = 2048;  // bytes
+
   void add_pixel(const T* pixel, Scalar* sums, bool is_first) const {
     for_each_vector<T>(task_.C, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
+      __builtin_prefetch(reinterpret_cast<const char*>(pixel + c) + kAhead);
       const V value = load_lanes(pixel + c, lanes);
       store(sums + c, is_first ? value : load(sums + c) + value);
     });
@@ -103,20 +107,18 @@ class Rows {
   AlignedBuffer<Scalar> sums_;    // of a row of the target
 };
 
-// Rows [begin, end) of those of all tasks and images, an image after the other.
+// Chunks [begin, end): a share of the rows of every task, so that large maps do not all fall to one
+// thread.
 template <class T, bool kForward>
-void compute_rows(const PoolCatParams& p, int64_t begin, int64_t end) {
-  int64_t first = 0;  // row of an image at which the task begins
+void compute_chunks(const PoolCatParams& p, int64_t begin, int64_t end) {
   for (int32_t t = 0; t < p.tasks; ++t) {
     Rows<T, kForward> rows(p.task[t]);
     const int64_t height = p.task[t].target.H;
-    for (int64_t image = begin / p.target_rows; image * p.target_rows < end; ++image) {
-      const int64_t origin = image * p.target_rows + first;
-      const int64_t last = end - origin < height ? end - origin : height;
-      for (int64_t row = begin > origin ? begin - origin : 0; row < last; ++row)
-        rows.compute(image, row);
+    for (int64_t chunk = begin; chunk < end; ++chunk) {
+      const int64_t part = chunk % p.parts, last = height * (part + 1) / p.parts;
+      for (int64_t row = height * part / p.parts; row < last; ++row)
+        rows.compute(chunk / p.parts, row);
     }
-    first += height;
   }
 }
 
@@ -124,9 +126,9 @@ void compute(const PoolCatParams& p, int64_t begin, int64_t end) {
   for_dtype(p.dtype, [&](auto type) {
     using T = decltype(type);
     if (p.is_backward)
-      compute_rows<T, false>(p, begin, end);
+      compute_chunks<T, false>(p, begin, end);
     else
-      compute_rows<T, true>(p, begin, end);
+      compute_chunks<T, true>(p, begin, end);
   });
 }
 
