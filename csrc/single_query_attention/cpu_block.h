@@ -27,29 +27,20 @@ inline float* partial_row(const SingleQueryParams& p, int64_t block, int head, i
 
 template <class T>
 class TokenBlock {
-  using Arith = TileArith<T>;
-
  public:
   explicit TokenBlock(const SingleQueryParams& p)
       : p_(p),
         rows_(p.h * p.G),
-        steps_(ceil_div<int>(p.G, Arith::kPerWord)),
-        key_words_(round_up_to_lanes(ceil_div<int>(p.d, Arith::kPerWord))),
-        value_words_(round_up_to_lanes(ceil_div<int>(p.dv, Arith::kPerWord))),
         key_floats_(round_up_to_lanes(p.d)),
         value_floats_(round_up_to_lanes(p.dv)),
         scale_(static_cast<float>(p.scale)),
         scale_log2_(static_cast<float>(p.scale * 1.4426950408889634)),
         is_excluded_(p.excluded ? p.N : 0),
         mask_(kTokenBlock),
-        queries_(rows_ * key_words_),
+        q_(rows_ * key_floats_),
         s_(rows_ * kTokenBlock),
         sums_(rows_ * std::max(key_floats_, value_floats_)),
-        token_words_(kPairs ? p.G * kLanes : 0),
-        grads_(is_backward() ? rows_ * value_words_ : 0),
-        query_rows_(kPairs && is_backward() ? p.h * steps_ * 2 * key_words_ : 0),
-        grad_rows_(kPairs && is_backward() ? p.h * steps_ * 2 * value_words_ : 0),
-        query_words_(kPairs && is_backward() ? 2 * steps_ * kLanes : 0),
+        g_(is_backward() ? rows_ * value_floats_ : 0),
         lse_(is_backward() ? rows_ : 0),
         delta_(is_backward() ? rows_ : 0),
         ds_(is_backward() ? p.G * kLanes : 0),
@@ -71,7 +62,7 @@ class TokenBlock {
     for (int tile = 0; tile < tiles_; ++tile)
       for (int head = 0; head < p_.h; ++head) {
         prefetch(tile + 1 < tiles_ ? p_.v : p_.k, (tile + 1) * kLanes, head);
-        add_tokens(sums(head, value_floats_), token_words(scores(head, tile)), p_.G,
+        add_tokens(sums(head, value_floats_), scores(head, tile), p_.G,
                    rows(p_.v, p_.dv, tile, head));
       }
     for (int row = 0; row < rows_; ++row)
@@ -93,8 +84,6 @@ class TokenBlock {
   }
 
  private:
-  static constexpr bool kPairs = Arith::kPerWord == 2;
-
   bool is_backward() const { return p_.grad_out.data; }
 
   // Which tokens, and which of them are no keys: 0 or -inf in each lane.
@@ -113,10 +102,7 @@ class TokenBlock {
   void begin_image(int64_t image) {
     const bool same_queries = image_ >= 0 && p_.shared;
     image_ = image;
-    if (!same_queries) {
-      gather(p_.query, p_.d, queries_, key_words_);
-      if (kPairs && is_backward()) gather_pairs(p_.query, p_.d, query_rows_, key_words_);
-    }
+    if (!same_queries) gather(p_.query, p_.d, q_, key_floats_);
     if (p_.excluded) {
       std::fill_n(static_cast<char*>(is_excluded_), p_.N, 0);
       const int64_t* exclude = p_.exclude + image * p_.excluded;
@@ -125,81 +111,53 @@ class TokenBlock {
     if (is_backward()) gather_grads();
   }
 
-  // Queries, or gradients of the output, of the image: [head][query][word].
-  void gather(const AttentionTokens& tokens, int e, float* to, int64_t words) {
+  // Queries, or gradients of the output, of the image: [head][query][channel].
+  void gather(const AttentionTokens& tokens, int e, float* to, int64_t step) {
     for (int head = 0; head < p_.h; ++head)
-      for (int g = 0; g < p_.G; ++g, to += words)
-        for (int word = 0; word < words; word += kLanes)
-          store(to + word, Arith::load_words(row(tokens, g, head), word, e));
-  }
-
-  // The same in words of two queries: [head][pair of queries][channel].
-  void gather_pairs(const AttentionTokens& tokens, int e, float* to, int64_t words) {
-    if constexpr (kPairs)
-      for (int head = 0; head < p_.h; ++head)
-        for (int g = 0; g < p_.G; g += 2)
-          for (int word = 0; word < words; word += kLanes, to += 2 * kLanes) {
-            const F low = Arith::load_words(row(tokens, g, head), word, e);
-            const bool has_next = g + 1 < p_.G;
-            const F high = has_next ? Arith::load_words(row(tokens, g + 1, head), word, e) : zero();
-            F first, second;
-            Arith::interleave(low, high, first, second);
-            store(to, first);
-            store(to + kLanes, second);
-          }
+      for (int g = 0; g < p_.G; ++g, to += step)
+        for (int c = 0; c < e; c += kLanes)
+          store(to + c, FloatArith::load_words(row<T>(tokens, g, head), c, e));
   }
 
   // With D = <grad_out, out> and the log-sum-exp (base 2) of every head and query.
   void gather_grads() {
-    gather(p_.grad_out, p_.dv, grads_, value_words_);
-    gather_pairs(p_.grad_out, p_.dv, grad_rows_, value_words_);
+    gather(p_.grad_out, p_.dv, g_, value_floats_);
     const float* lse = static_cast<const float*>(p_.lse) + image_ * rows_;
     for (int head = 0; head < p_.h; ++head)
       for (int g = 0; g < p_.G; ++g) {
+        const int row = head * p_.G + g;
         const T* out = static_cast<const T*>(p_.out) + ((image_ * p_.G + g) * p_.h + head) * p_.dv;
-        const T* grad = row(p_.grad_out, g, head);
         F delta = zero();
         for (int c = 0; c < p_.dv; c += kLanes)
-          delta = fma(FloatArith::load_words(grad, c, p_.dv), FloatArith::load_words(out, c, p_.dv),
-                      delta);
-        delta_[head * p_.G + g] = sum(delta);
-        lse_[head * p_.G + g] = lse[head * p_.G + g] * kLog2E;
+          delta =
+              fma(load(g_ + row * value_floats_ + c), FloatArith::load_words(out, c, p_.dv), delta);
+        delta_[row] = sum(delta);
+        lse_[row] = lse[row] * kLog2E;
       }
   }
 
-  const T* row(const AttentionTokens& tokens, int64_t token, int head) const {
-    return static_cast<const T*>(tokens.data) + image_ * tokens.stride[0] +
+  template <class Element>
+  const Element* row(const AttentionTokens& tokens, int64_t token, int head) const {
+    return static_cast<const Element*>(tokens.data) + image_ * tokens.stride[0] +
            token * tokens.stride[1] + head * tokens.stride[2];
   }
 
   TileRows<T> rows(const AttentionTokens& tokens, int e, int tile, int head) const {
-    return {row(tokens, first_ + tile * kLanes, head), tokens.stride[1],
+    return {row<T>(tokens, first_ + tile * kLanes, head), tokens.stride[1],
             std::min(kLanes, tokens_ - tile * kLanes), e};
   }
-  WordTable queries(int head) const { return {queries_ + head * p_.G * key_words_, key_words_}; }
-  WordTable grads(int head) const { return {grads_ + head * p_.G * value_words_, value_words_}; }
-  // In words along queries, as expand_queries takes them.
-  WordTable query_rows(int head) const {
-    if constexpr (!kPairs) return queries(head);
-    return {query_rows_ + head * steps_ * 2 * key_words_, 2 * key_words_};
-  }
-  WordTable grad_rows(int head) const {
-    if constexpr (!kPairs) return grads(head);
-    return {grad_rows_ + head * steps_ * 2 * value_words_, 2 * value_words_};
-  }
-  WordTable token_words(WordTable weights) const {
-    return pair_tokens<Arith>({token_words_, kLanes}, weights, p_.G);
-  }
-  WordTable scores(int head, int tile) const {
+  QueryRows queries(int head) const { return {q_ + head * p_.G * key_floats_, key_floats_}; }
+  QueryRows grads(int head) const { return {g_ + head * p_.G * value_floats_, value_floats_}; }
+  QueryRows scores(int head, int tile) const {
     return {s_ + head * p_.G * kTokenBlock + tile * kLanes, kTokenBlock};
   }
-  WordTable sums(int head, int64_t step) const { return {sums_ + head * p_.G * step, step}; }
+  QueryRows sums(int head, int64_t step) const { return {sums_ + head * p_.G * step, step}; }
   void clear_sums(int64_t step) { std::fill_n(static_cast<float*>(sums_), rows_ * step, 0.f); }
 
   // The rows of a head in the tile at token `first` of the block, unless the image ends before.
   void prefetch(const AttentionTokens& tokens, int64_t first, int head) const {
     const int64_t left = p_.N - first_ - first;
-    const char* at = reinterpret_cast<const char*>(row(tokens, first_ + first, head));
+    const char* at = reinterpret_cast<const char*>(row<T>(tokens, first_ + first, head));
     const int64_t step = tokens.stride[1] * sizeof(T);
     const int bytes = (&tokens == &p_.k ? p_.d : p_.dv) * sizeof(T);
     for (int t = 0; t < kLanes && t < left; ++t, at += step)
@@ -227,7 +185,7 @@ class TokenBlock {
 
   void backward_tile(int tile, int head) {
     const TileRows<T> keys = rows(p_.k, p_.d, tile, head), values = rows(p_.v, p_.dv, tile, head);
-    const WordTable weights{s_, kLanes}, score_grads{ds_, kLanes};
+    const QueryRows weights{s_, kLanes}, score_grads{ds_, kLanes};
     const int head_row = head * p_.G;
     prefetch(p_.k, (tile + 1) * kLanes, head);
     if (!p_.values_are_keys) prefetch(p_.v, (tile + 1) * kLanes, head);
@@ -237,26 +195,22 @@ class TokenBlock {
       const F x = fma(load(weights[g]), broadcast(scale_log2_), mask);
       store(weights[g], exp2(x - broadcast(lse_[head_row + g])));
     }
-    const Weighted from_weights{pair_queries<Arith>({query_words_, kLanes}, weights, p_.G),
-                                grad_rows(head)};
     if (p_.grad_v)
-      expand_queries(grad_v_ + head * p_.dv, p_.h * p_.dv, {from_weights}, steps_, values.count,
-                     p_.dv);
+      expand_queries(grad_v_ + head * p_.dv, p_.h * p_.dv, {{weights, grads(head)}}, p_.G,
+                     values.count, p_.dv);
     if (!p_.grad_k && !p_.grad_query) return;
     tile_scores(score_grads, grads(head), p_.G, values);
     for (int g = 0; g < p_.G; ++g) {
       const F x = load(weights[g]) * (load(score_grads[g]) - broadcast(delta_[head_row + g]));
       store(score_grads[g], x * broadcast(scale_));
     }
-    const Weighted from_scores{
-        pair_queries<Arith>({query_words_ + steps_ * kLanes, kLanes}, score_grads, p_.G),
-        query_rows(head)};
     T* grad_k = grad_k_ + head * p_.d;
     if (p_.grad_k && p_.values_are_keys)
-      expand_queries(grad_k, p_.h * p_.d, {from_scores, from_weights}, steps_, keys.count, p_.d);
+      expand_queries(grad_k, p_.h * p_.d, {{score_grads, queries(head)}, {weights, grads(head)}},
+                     p_.G, keys.count, p_.d);
     else if (p_.grad_k)
-      expand_queries(grad_k, p_.h * p_.d, {from_scores}, steps_, keys.count, p_.d);
-    if (p_.grad_query) add_tokens(sums(head, key_floats_), token_words(score_grads), p_.G, keys);
+      expand_queries(grad_k, p_.h * p_.d, {{score_grads, queries(head)}}, p_.G, keys.count, p_.d);
+    if (p_.grad_query) add_tokens(sums(head, key_floats_), score_grads, p_.G, keys);
   }
 
   // A tile of gradients to its place in a contiguous (B, N, h, e), unless not asked for.
@@ -269,19 +223,15 @@ class TokenBlock {
   }
 
   const SingleQueryParams& p_;
-  const int rows_;   // pairs of a head and a query
-  const int steps_;  // words along the queries
-  const int64_t key_words_, value_words_, key_floats_, value_floats_;
+  const int rows_;  // pairs of a head and a query
+  const int64_t key_floats_, value_floats_;
   const float scale_, scale_log2_;
-  AlignedBuffer<char> is_excluded_;   // of every token of the image
-  AlignedBuffer<float> mask_;         // of each token of the block, added to its scores
-  AlignedBuffer<float> queries_;      // [head][query][word]
-  AlignedBuffer<float> s_;            // scores, weights: [head][query][token], or of one tile
-  AlignedBuffer<float> sums_;         // of values or keys: [head][query][channel]
-  AlignedBuffer<float> token_words_;  // weights in pairs along tokens: [query][pair]
-  AlignedBuffer<float> grads_;        // gradients of the output: [head][query][word]
-  AlignedBuffer<float> query_rows_, grad_rows_;  // in pairs: [head][pair of queries][channel]
-  AlignedBuffer<float> query_words_;             // weights, score gradients in pairs: [pair][token]
+  AlignedBuffer<char> is_excluded_;  // of every token of the image
+  AlignedBuffer<float> mask_;        // of each token of the block, added to its scores
+  AlignedBuffer<float> q_;           // queries: [head][query][channel]
+  AlignedBuffer<float> s_;           // scores, then weights: [head][query][token], or of one tile
+  AlignedBuffer<float> sums_;        // of values or keys: [head][query][channel]
+  AlignedBuffer<float> g_;           // gradients of the output: [head][query][channel]
   AlignedBuffer<float> lse_, delta_;
   AlignedBuffer<float> ds_;           // scaled gradients of the scores of one tile
   AlignedBuffer<T> grad_k_, grad_v_;  // of one tile: [token][head][channel]

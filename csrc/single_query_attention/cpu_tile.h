@@ -12,47 +12,26 @@ namespace hybrid {
 namespace HYBRID_ISA {
 namespace {
 
-// What one lane of a product takes: a float, or, of tokens in bfloat16, a pair where there is an
-// instruction for it. Sums are float32; the pairs of tokens and queries are exact, weights rounded.
-template <class T>
-struct ArithOf {
-  using type = FloatArith;
-};
-#if defined(__AVX512BF16__)
-template <>
-struct ArithOf<bf16> {
-  using type = Bf16Arith;
-};
-#endif
-template <class T>
-using TileArith = typename ArithOf<T>::type;
-
 // Rows of e elements of neighbouring tokens, of which `count` exist.
 template <class T>
 struct TileRows {
-  using Arith = TileArith<T>;
   const T* first;
   int64_t step;
   int count, e;
 
   const T* operator[](int token) const { return first + token * step; }
-  // From word `word` on; zeros behind the end, unless that is known to be far.
-  template <bool kFar = false>
-  F words(int token, int word) const {
-    if constexpr (kFar) return Arith::load_vector((*this)[token], word);
-    return Arith::load_words((*this)[token], word, e);
+  F load(int token, int channel) const {
+    return FloatArith::load_words((*this)[token], channel, e);
   }
-  bool is_whole(int word) const {
-    return count == kLanes && e - word * Arith::kPerWord >= kLanes * Arith::kPerWord;
-  }
+  bool is_whole(int channel) const { return count == kLanes && e - channel >= kLanes; }
 };
 
-// Rows of words, `step` apart.
-struct WordTable {
+// Rows [query][...] of floats, `step` apart.
+struct QueryRows {
   float* first;
   int64_t step;
 
-  float* operator[](int row) const { return first + row * step; }
+  float* operator[](int query) const { return first + query * step; }
 };
 
 // call(first, Int<R>) for blocks of 8, 4, 2 and 1 of a few rows.
@@ -79,153 +58,75 @@ inline __attribute__((always_inline)) F chain_sum(const F (&chains)[N]) {
   return total;
 }
 
-// scores[g][t] (+)= the product of words [word, word + kSteps) of query g and token t.
-template <class Arith, int kSteps>
-inline void add_scores(WordTable scores, WordTable queries, int number, const F (&columns)[kLanes],
-                       int word) {
-  for_few(number, [&](int g, auto block) __attribute__((always_inline)) {
-    constexpr int R = decltype(block)::value;
-    F sums[R][kChains<R>] = {};
-#pragma GCC unroll 16
-    for (int i = 0; i < kSteps; ++i)
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) {
-        F& sum = sums[r][i % kChains<R>];
-        sum = Arith::dot(sum, broadcast(queries[g + r][word + i]), columns[i]);
-      }
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-      const F sum = chain_sum(sums[r]);
-      store(scores[g + r], word == 0 ? sum : load(scores[g + r]) + sum);
-    }
-  });
-}
-
-// scores[g][t] = <queries[g], tokens[t]>; queries are padded with zeros to whole vectors of words.
+// scores[g][t] = <queries[g], tokens[t]>; queries are padded with zeros to whole vectors.
 template <class T>
-inline void tile_scores(WordTable scores, WordTable queries, int number,
+inline void tile_scores(QueryRows scores, QueryRows queries, int number,
                         const TileRows<T>& tokens) {
-  using Arith = TileArith<T>;
-  const int words = ceil_div<int>(tokens.e, Arith::kPerWord);
-  for (int word = 0; word < words; word += kLanes) {
+  for (int channel = 0; channel < tokens.e; channel += kLanes) {
     F columns[kLanes];
-    if (tokens.is_whole(word)) {
+    if (tokens.is_whole(channel)) {
 #pragma GCC unroll 16
-      for (int t = 0; t < kLanes; ++t) columns[t] = tokens.template words<true>(t, word);
+      for (int t = 0; t < kLanes; ++t) columns[t] = load(tokens[t] + channel);
     } else {
       for (int t = 0; t < kLanes; ++t)
-        columns[t] = tokens.words(std::min(t, tokens.count - 1), word);
+        columns[t] = tokens.load(std::min(t, tokens.count - 1), channel);
     }
     transpose(columns);
-    if (2 * (words - word) <= kLanes)
-      add_scores<Arith, kLanes / 2>(scores, queries, number, columns, word);
-    else
-      add_scores<Arith, kLanes>(scores, queries, number, columns, word);
-  }
-}
-
-// weights [query][token] -> words of neighbouring queries, [pair of queries][token].
-template <class Arith>
-inline WordTable pair_queries(WordTable words, WordTable weights, int number) {
-  if constexpr (Arith::kPerWord == 1) {
-    return weights;
-  } else {
-    for (int g = 0; g < number; g += 2)
-      store(words[g / 2],
-            Arith::pack(load(weights[g]), g + 1 < number ? load(weights[g + 1]) : zero()));
-    return words;
-  }
-}
-
-// weights [query][token] -> words of neighbouring tokens, [query][pair of tokens].
-template <class Arith>
-inline WordTable pair_tokens(WordTable words, WordTable weights, int number) {
-  if constexpr (Arith::kPerWord == 1) {
-    return weights;
-  } else {
-    for (int g = 0; g < number; ++g)
-      store(reinterpret_cast<typename Arith::Element*>(words[g]), load(weights[g]));
-    return words;
-  }
-}
-
-// C vectors of channels, from `channel` on, of the tokens that make word `step`.
-template <bool kWhole, int C, class T>
-inline __attribute__((always_inline)) void load_channels(F (&rows)[C], const TileRows<T>& tokens,
-                                                         int step, int channel) {
-  using Arith = TileArith<T>;
-  if constexpr (Arith::kPerWord == 1) {
-#pragma GCC unroll 2
-    for (int j = 0; j < C; ++j) rows[j] = tokens.template words<kWhole>(step, channel + j * kLanes);
-  } else {
-    const int t = 2 * step, word = channel / 2;
-    F vectors[2];
-    constexpr bool kFar = kWhole && C == 2;
-    const bool has_next = kWhole || t + 1 < tokens.count;
-    Arith::interleave(tokens.template words<kFar>(t, word),
-                      has_next ? tokens.template words<kFar>(t + 1, word) : zero(), vectors[0],
-                      vectors[1]);
-#pragma GCC unroll 2
-    for (int j = 0; j < C; ++j) rows[j] = vectors[j];
-  }
-}
-
-template <int C, class T>
-inline void add_token_channels(WordTable sums, WordTable weights, int number,
-                               const TileRows<T>& tokens, int channel) {
-  using Arith = TileArith<T>;
-  constexpr int kSteps = kLanes / Arith::kPerWord;
-  const int steps = ceil_div<int>(tokens.count, Arith::kPerWord);
-  const bool whole = tokens.count == kLanes && tokens.e - channel >= C * kLanes;
-  for_few(number, [&](int g, auto block) __attribute__((always_inline)) {
-    constexpr int R = decltype(block)::value;
-    F acc[R][C][kChains<R>] = {};
-    const auto add = [&](int step, auto is_whole) __attribute__((always_inline)) {
-      F rows[C];
-      load_channels<decltype(is_whole)::value>(rows, tokens, step, channel);
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r)
-#pragma GCC unroll 2
-        for (int j = 0; j < C; ++j) {
-          F& sum = acc[r][j][step % kChains<R>];
-          sum = Arith::dot(sum, broadcast(weights[g + r][step]), rows[j]);
-        }
-    };
-    if (whole) {
+    for_few(number, [&](int g, auto block) __attribute__((always_inline)) {
+      constexpr int R = decltype(block)::value;
+      F sums[R][kChains<R>] = {};
 #pragma GCC unroll 16
-      for (int step = 0; step < kSteps; ++step) add(step, std::true_type{});
-    } else {
-      for (int step = 0; step < steps; ++step) add(step, std::false_type{});
-    }
+      for (int c = 0; c < kLanes; ++c)
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 2
-      for (int j = 0; j < C; ++j) {
-        float* sum = sums[g + r] + channel + j * kLanes;
-        store(sum, load(sum) + chain_sum(acc[r][j]));
+        for (int r = 0; r < R; ++r) {
+          F& sum = sums[r][c % kChains<R>];
+          sum = fma(columns[c], broadcast(queries[g + r][channel + c]), sum);
+        }
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        const F sum = chain_sum(sums[r]);
+        store(scores[g + r], channel == 0 ? sum : load(scores[g + r]) + sum);
       }
-  });
+    });
+  }
 }
 
-// sums[g] += sum over t of weights[g][t] * tokens[t]; weights as pair_tokens gives them, sums are
-// whole vectors.
+// sums[g] += sum over t of weights[g][t] * tokens[t]; sums are whole vectors.
 template <class T>
-inline void add_tokens(WordTable sums, WordTable weights, int number, const TileRows<T>& tokens) {
-  int channel = 0;
-  for (; tokens.e - channel > kLanes; channel += 2 * kLanes)
-    add_token_channels<2>(sums, weights, number, tokens, channel);
-  if (channel < tokens.e) add_token_channels<1>(sums, weights, number, tokens, channel);
+inline void add_tokens(QueryRows sums, QueryRows weights, int number, const TileRows<T>& tokens) {
+  for (int channel = 0; channel < tokens.e; channel += kLanes)
+    for_few(number, [&](int g, auto block) __attribute__((always_inline)) {
+      constexpr int R = decltype(block)::value;
+      F acc[R][kChains<R>] = {};
+      const auto add = [&](int t, F row) __attribute__((always_inline)) {
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) {
+          F& sum = acc[r][t % kChains<R>];
+          sum = fma(row, broadcast(weights[g + r][t]), sum);
+        }
+      };
+      if (tokens.is_whole(channel)) {
+#pragma GCC unroll 16
+        for (int t = 0; t < kLanes; ++t) add(t, load(tokens[t] + channel));
+      } else {
+        for (int t = 0; t < tokens.count; ++t) add(t, tokens.load(t, channel));
+      }
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        float* sum = sums[g + r] + channel;
+        store(sum, load(sum) + chain_sum(acc[r]));
+      }
+    });
 }
 
-// Words along queries: weights [step][token], as pair_queries gives them, and what they weigh,
-// [step][channel].
+// Weights [query][token] and what they weigh [query][channel].
 struct Weighted {
-  WordTable weights, rows;
+  QueryRows weights, rows;
 };
 
-// to[t] = sum over the terms and steps of weights[step][t] * rows[step], for `count` tokens.
+// to[t] = sum over the terms and over g of weights[g][t] * rows[g], for `count` tokens.
 template <class T, int kTerms>
-inline void expand_queries(T* to, int64_t stride, const Weighted (&terms)[kTerms], int steps,
+inline void expand_queries(T* to, int64_t step, const Weighted (&terms)[kTerms], int number,
                            int count, int e) {
   for (int channel = 0; channel < e; channel += kLanes)
     for_few(count, [&](int t, auto block) __attribute__((always_inline)) {
@@ -233,15 +134,15 @@ inline void expand_queries(T* to, int64_t stride, const Weighted (&terms)[kTerms
       F sums[R] = {};
 #pragma GCC unroll 2
       for (int i = 0; i < kTerms; ++i)
-        for (int step = 0; step < steps; ++step) {
-          const F row = load(terms[i].rows[step] + channel);
+        for (int g = 0; g < number; ++g) {
+          const F row = load(terms[i].rows[g] + channel);
 #pragma GCC unroll 8
           for (int r = 0; r < R; ++r)
-            sums[r] = TileArith<T>::dot(sums[r], broadcast(terms[i].weights[step][t + r]), row);
+            sums[r] = fma(row, broadcast(terms[i].weights[g][t + r]), sums[r]);
         }
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
-        T* place = to + (t + r) * stride + channel;
+        T* place = to + (t + r) * step + channel;
         e - channel >= kLanes ? store(place, sums[r]) : store_first(place, sums[r], e - channel);
       }
     });
