@@ -1,5 +1,5 @@
-// Multiscale attention on the CPU: chunks to panels and tiles. Compiled per instruction set, for each
-// element type in a file of its own.
+// Multiscale attention on the CPU: chunks to panels and tiles. Compiled per instruction set, and
+// for each element type in a file of its own.
 #pragma once
 
 #include "cpu_heads.h"
