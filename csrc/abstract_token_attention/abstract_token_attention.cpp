@@ -133,10 +133,9 @@ void check_backward(const Params& p, const Tensor& grad_out, const Tensor& grad_
 }
 
 // A gradient that is not needed has no elements; on an empty map it is zero.
-Tensor new_gradient(const Params& p, const Tensor& qkv, bool needed,
-                    const std::vector<int64_t>& shape, ScalarType type, void*& data) {
-  Tensor grad = empty_like_type(qkv, needed ? shape : std::vector<int64_t>{0}, type);
-  if (needed && grad.numel()) data = grad.mutable_data_ptr();
+Tensor gradient_or_zeros(const Params& p, const Tensor& qkv, bool needed,
+                         const std::vector<int64_t>& shape, ScalarType type, void*& data) {
+  Tensor grad = new_gradient(qkv, needed, shape, type, data);
   if (needed && is_empty(p)) torch::stable::zero_(grad);
   return grad;
 }
@@ -150,9 +149,10 @@ Tensors backward(const Tensor& grad_out, const Tensor& grad_summary, const Tenso
   Params p = checked_params(qkv, token, window, scale, pad_kv);
   check_backward(p, grad_out, grad_summary, qkv, out, summary, lse, dq_extra);
   const ScalarType type = qkv.scalar_type(), sums = accumulate_type(type);
-  Tensors grads{new_gradient(p, qkv, need_qkv, {p.B, p.H, p.W, 3, p.h, p.d}, type, p.grad_qkv),
-                new_gradient(p, qkv, need_token, {3, p.h, p.d}, sums, p.grad_token),
-                new_gradient(p, qkv, need_pad_kv && pad_kv, {2, p.h, p.d}, sums, p.grad_pad_kv)};
+  Tensors grads{
+      gradient_or_zeros(p, qkv, need_qkv, {p.B, p.H, p.W, 3, p.h, p.d}, type, p.grad_qkv),
+      gradient_or_zeros(p, qkv, need_token, {3, p.h, p.d}, sums, p.grad_token),
+      gradient_or_zeros(p, qkv, need_pad_kv && pad_kv, {2, p.h, p.d}, sums, p.grad_pad_kv)};
   if (is_empty(p) || !(p.grad_qkv || p.grad_token || p.grad_pad_kv)) return grads;
   Inputs inputs(p, qkv, token, pad_kv);
   inputs.add(p.grad_out, p.grad_out_stride, grad_out);
@@ -161,9 +161,7 @@ Tensors backward(const Tensor& grad_out, const Tensor& grad_summary, const Tenso
   p.out = inputs.dense(out);
   p.summary = inputs.dense(summary);
   p.lse = inputs.dense(lse);
-  const int64_t floats = ceil_div<int64_t>(workspace_bytes(p), 4);
-  const Tensor workspace = empty_like_type(qkv, {floats}, ScalarType::Float);
-  p.workspace = floats ? workspace.mutable_data_ptr() : nullptr;
+  const Tensor workspace = new_workspace(qkv, workspace_bytes(p), p.workspace);
   launch(p);
   return grads;
 }

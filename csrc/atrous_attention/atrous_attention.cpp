@@ -134,9 +134,7 @@ std::tuple<Tensor, Tensor> backward(const Tensor& grad_out, const Tensor& qkv,
   p.lse = lse_dense.mutable_data_ptr();
   if (need_qkv) p.grad_qkv = grad_qkv.mutable_data_ptr();
   if (need_bias) p.grad_bias = grad_bias.mutable_data_ptr();
-  const int64_t floats = ceil_div<int64_t>(workspace_bytes(p), 4);
-  const Tensor workspace = empty_like_type(qkv, {floats}, ScalarType::Float);
-  p.workspace = floats ? workspace.mutable_data_ptr() : nullptr;
+  const Tensor workspace = new_workspace(qkv, workspace_bytes(p), p.workspace);
   launch(p);
   return {grad_qkv, grad_bias};
 }

@@ -86,8 +86,7 @@ std::tuple<Tensor, Tensor> backward_cpu(std::vector<Tensor> grads, Tensor x, Ten
   if (need_x) p.grad_x = output_map(grad_x);
   if (need_weight) p.grad_weight = grad_weight.mutable_data_ptr();
   const AtrousDwconvCpu& kernels = cpu_table<AtrousDwconvCpu>();
-  const Tensor workspace = new_workspace(x, kernels.workspace_bytes(p));
-  p.workspace = workspace.mutable_data_ptr();
+  const Tensor workspace = new_workspace(x, kernels.workspace_bytes(p), p.workspace);
   torch::stable::parallel_for(0, kernels.jobs(p), 1,
                               [&](int64_t begin, int64_t end) { kernels.backward(p, begin, end); });
   kernels.reduce(p);

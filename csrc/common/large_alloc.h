@@ -29,10 +29,11 @@ inline bool huge_pages_wanted() {
 // mapped, small or not the system's to advise stays as it is.
 inline void advise_huge_pages(void* data, size_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr size_t kSmallest = size_t{4} << 20;  // of outputs that are worth it
   constexpr uintptr_t kHuge = uintptr_t{2} << 20;
   const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kHuge - 1) / kHuge * kHuge;
   const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) / kHuge * kHuge;
-  if (begin + kHuge < end && huge_pages_wanted())
+  if (bytes >= kSmallest && begin + kHuge < end && huge_pages_wanted())
     madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 #else
   (void)data;

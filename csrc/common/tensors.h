@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "large_alloc.h"
 #include "output_cache.h"
 #include "stable_blob.h"
 #include "types.h"
@@ -126,13 +127,43 @@ void copy_strides(const Tensor& t, int64_t (&strides)[N]) {
 // An uninitialised tensor on `like`'s device; a large one on the CPU in memory that is kept.
 inline Tensor empty_like_type(const Tensor& like, const std::vector<int64_t>& sizes,
                               ScalarType type) {
-  if (like.is_cpu()) {
-    size_t bytes = element_bytes(type);
-    for (const int64_t size : sizes) bytes *= static_cast<size_t>(size);
-    if (void* block = take_output_block(bytes))
-      return cpu_blob(block, sizes, type, release_output_block);
-  }
-  return torch::stable::new_empty(like, sizes, type);
+  size_t bytes = element_bytes(type);
+  for (const int64_t size : sizes) bytes *= static_cast<size_t>(size);
+  void* block = like.is_cpu() ? take_output_block(bytes) : nullptr;
+  if (block) return cpu_blob(block, sizes, type, release_output_block);
+  const Tensor fresh = torch::stable::new_empty(like, sizes, type);
+  if (fresh.is_cpu()) advise_huge_pages(fresh.mutable_data_ptr(), bytes);
+  return fresh;
+}
+
+inline std::vector<int64_t> shape_of(const Tensor& t) {
+  const auto sizes = t.sizes();
+  return {sizes.begin(), sizes.end()};
+}
+
+// A gradient; one that is not needed has no elements.
+inline Tensor new_gradient(const Tensor& like, bool needed, const std::vector<int64_t>& shape,
+                           ScalarType type) {
+  return empty_like_type(like, needed ? shape : std::vector<int64_t>{0}, type);
+}
+
+// The same with its place for a parameter struct, which stays null where there are no elements.
+inline Tensor new_gradient(const Tensor& like, bool needed, const std::vector<int64_t>& shape,
+                           ScalarType type, void*& data) {
+  Tensor grad = new_gradient(like, needed, shape, type);
+  if (needed && grad.numel()) data = grad.mutable_data_ptr();
+  return grad;
+}
+
+inline Tensor new_gradient(const Tensor& like, bool needed, void*& data) {
+  return new_gradient(like, needed, shape_of(like), like.scalar_type(), data);
+}
+
+// Memory for a launch; no bytes are null.
+inline Tensor new_workspace(const Tensor& like, int64_t bytes, void*& data) {
+  const Tensor workspace = empty_like_type(like, {ceil_div<int64_t>(bytes, 4)}, ScalarType::Float);
+  data = bytes ? workspace.mutable_data_ptr() : nullptr;
+  return workspace;
 }
 
 }  // namespace hybrid

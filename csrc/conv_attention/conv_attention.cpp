@@ -104,15 +104,6 @@ Tensor forward(const Arguments& a, const Launch& launch) {
   return y;
 }
 
-// A gradient that is not needed has no elements.
-Tensor new_gradient(const Tensor& like, bool needed, void*& data) {
-  const auto sizes = like.sizes();
-  const std::vector<int64_t> shape(sizes.begin(), sizes.end());
-  Tensor grad = empty_like_type(like, needed ? shape : std::vector<int64_t>{0}, like.scalar_type());
-  if (needed && grad.numel()) data = grad.mutable_data_ptr();
-  return grad;
-}
-
 template <class Launch>
 std::tuple<Tensor, Tensor> backward(const Arguments& a, const Tensor& grad_out, bool need_v,
                                     bool need_logits, const Launch& launch) {

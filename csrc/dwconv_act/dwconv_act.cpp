@@ -76,8 +76,7 @@ std::tuple<Tensor, Tensor, Tensor> backward_cpu(Tensor grad, Tensor x, Tensor we
   if (need_weight) p.grad_weight = grad_weight.mutable_data_ptr();
   if (need_bias) p.grad_bias = grad_bias.mutable_data_ptr();
   const DwconvActCpu& kernels = cpu_table<DwconvActCpu>();
-  const Tensor workspace = new_workspace(x, kernels.workspace_bytes(p));
-  p.workspace = workspace.mutable_data_ptr();
+  const Tensor workspace = new_workspace(x, kernels.workspace_bytes(p), p.workspace);
   torch::stable::parallel_for(0, kernels.jobs(p), 1,
                               [&](int64_t begin, int64_t end) { kernels.backward(p, begin, end); });
   kernels.reduce(p);

@@ -124,14 +124,6 @@ Tensor forward_cpu(Tensor x, std::vector<Tensor> m, Parameter weight, Parameter 
   return y;
 }
 
-// A gradient that is not needed has no elements.
-Tensor new_gradient(const Tensor& x, bool needed, const std::vector<int64_t>& shape,
-                    ScalarType type, void*& data) {
-  Tensor grad = empty_like_type(x, needed ? shape : std::vector<int64_t>{0}, type);
-  if (needed) data = grad.mutable_data_ptr();
-  return grad;
-}
-
 using Gradients = std::tuple<Tensor, std::vector<Tensor>, Tensor, Tensor, Tensor>;
 
 Gradients new_gradients(GatedFuseParams& p, const Arguments& a, bool need_x,
@@ -173,9 +165,7 @@ Gradients backward_cpu(Tensor grad, Tensor x, std::vector<Tensor> m, Parameter w
   Inputs inputs(p, arguments);
   inputs.add_map(p.grad, grad);
   const GatedFuseCpu& kernels = cpu_table<GatedFuseCpu>();
-  const Tensor workspace =
-      empty_like_type(x, {ceil_div<int64_t>(kernels.workspace_bytes(p), 4)}, ScalarType::Float);
-  p.workspace = workspace.mutable_data_ptr();
+  const Tensor workspace = new_workspace(x, kernels.workspace_bytes(p), p.workspace);
   torch::stable::parallel_for(0, kernels.chunks(p), 1,
                               [&](int64_t begin, int64_t end) { kernels.backward(p, begin, end); });
   kernels.reduce(p);

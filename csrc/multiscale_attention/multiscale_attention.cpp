@@ -114,10 +114,9 @@ std::tuple<Tensor, Tensor> forward(const Tensor& q, const Tensors& ks, const Ten
 }
 
 // A gradient that is not needed has no elements; without queries it is zero.
-Tensor new_gradient(const MultiscaleAttentionParams& p, const Tensor& q, bool needed,
-                    const std::vector<int64_t>& shape, void*& data) {
-  Tensor grad = empty_like_type(q, needed ? shape : std::vector<int64_t>{0}, q.scalar_type());
-  if (needed && grad.numel()) data = grad.mutable_data_ptr();
+Tensor gradient_or_zeros(const MultiscaleAttentionParams& p, const Tensor& q, bool needed,
+                         const std::vector<int64_t>& shape, void*& data) {
+  Tensor grad = new_gradient(q, needed, shape, q.scalar_type(), data);
   if (needed && is_empty(p)) torch::stable::zero_(grad);
   return grad;
 }
@@ -146,13 +145,13 @@ Gradients backward(const Tensor& grad_out, const Tensor& q, const Tensors& ks, c
                    const WorkspaceBytes& workspace_bytes, const Launch& launch) {
   MultiscaleAttentionParams p = checked_params(q, ks, vs, scale);
   check_backward(p, grad_out, q, out, lse, need_ks.size(), need_vs.size());
-  Gradients gradients{new_gradient(p, q, need_q, {p.B, p.N, p.h, p.d}, p.grad_q), {}, {}};
+  Gradients gradients{gradient_or_zeros(p, q, need_q, {p.B, p.N, p.h, p.d}, p.grad_q), {}, {}};
   bool any = p.grad_q;
   for (int32_t i = 0; i < p.segments; ++i) {
     AttentionSegment& s = p.segment[i];
     auto& [grad_q, grad_ks, grad_vs] = gradients;
-    grad_ks.push_back(new_gradient(p, q, need_ks[i], {p.B, s.M, p.h, p.d}, s.grad_k));
-    grad_vs.push_back(new_gradient(p, q, need_vs[i], {p.B, s.M, p.h, p.dv}, s.grad_v));
+    grad_ks.push_back(gradient_or_zeros(p, q, need_ks[i], {p.B, s.M, p.h, p.d}, s.grad_k));
+    grad_vs.push_back(gradient_or_zeros(p, q, need_vs[i], {p.B, s.M, p.h, p.dv}, s.grad_v));
     any = any || s.grad_k || s.grad_v;
   }
   if (is_empty(p) || !any) return gradients;
@@ -162,9 +161,7 @@ Gradients backward(const Tensor& grad_out, const Tensor& q, const Tensors& ks, c
   const Tensor lse_dense = torch::stable::contiguous(lse);
   p.out = out_dense.mutable_data_ptr();
   p.lse = lse_dense.mutable_data_ptr();
-  const int64_t floats = ceil_div<int64_t>(workspace_bytes(p), 4);
-  const Tensor workspace = empty_like_type(q, {floats}, ScalarType::Float);
-  p.workspace = floats ? workspace.mutable_data_ptr() : nullptr;
+  const Tensor workspace = new_workspace(q, workspace_bytes(p), p.workspace);
   launch(p);
   return gradients;
 }

@@ -99,28 +99,20 @@ Tensor forward_cpu(Tensor x, Tensor update, Tensor foreground, Tensor index) {
   return out;
 }
 
-// A gradient that is not needed has no elements.
-Tensor new_gradient(const Tensor& grad, bool needed, const std::vector<int64_t>& shape,
-                    void*& data) {
-  Tensor t = empty_like_type(grad, needed ? shape : std::vector<int64_t>{0}, grad.scalar_type());
-  if (needed) data = t.mutable_data_ptr();
-  return t;
-}
-
 std::tuple<Tensor, Tensor, Tensor> backward_cpu(Tensor grad, Tensor index, bool need_x,
                                                 bool need_update, bool need_foreground) {
   PartialCombineParams p = checked_params("grad", grad, index);
-  std::tuple gradients{new_gradient(grad, need_x, {p.B, p.N, p.C}, p.grad_x),
-                       new_gradient(grad, need_update, {p.B, p.C}, p.grad_update),
-                       new_gradient(grad, need_foreground, {p.B, p.n, p.C}, p.grad_foreground)};
+  const ScalarType type = grad.scalar_type();
+  std::tuple gradients{
+      new_gradient(grad, need_x, {p.B, p.N, p.C}, type, p.grad_x),
+      new_gradient(grad, need_update, {p.B, p.C}, type, p.grad_update),
+      new_gradient(grad, need_foreground, {p.B, p.n, p.C}, type, p.grad_foreground)};
   if (is_empty(p)) return gradients;
   Inputs inputs;
   inputs.add_places(p, "grad", grad, index);
   inputs.add(p.grad, grad);
   const PartialCombineCpu& kernels = cpu_table<PartialCombineCpu>();
-  const int64_t floats = ceil_div<int64_t>(kernels.workspace_bytes(p), 4);
-  const Tensor workspace = empty_like_type(grad, {floats}, ScalarType::Float);
-  p.workspace = workspace.mutable_data_ptr();
+  const Tensor workspace = new_workspace(grad, kernels.workspace_bytes(p), p.workspace);
   for_chunks(p, kernels.backward);
   if (need_update) kernels.reduce(p);
   return gradients;

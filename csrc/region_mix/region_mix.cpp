@@ -85,8 +85,7 @@ Gradients backward(const Tensor& grad, const Arguments& a, const Needs& need, co
     if (need.g) p.grad_g = output_map(grad_g);
     if (need.weight) p.grad_weight = grad_weight.mutable_data_ptr();
     if (need.bias) p.grad_bias = grad_bias.mutable_data_ptr();
-    const Tensor workspace = new_workspace(a.x, bytes(p));
-    p.workspace = workspace.mutable_data_ptr();
+    const Tensor workspace = new_workspace(a.x, bytes(p), p.workspace);
     launch(p);
   }
   return {grad_x, grad_g, grad_weight, grad_bias};

@@ -82,8 +82,7 @@ Gradients backward(const BackwardArguments& a, const Bytes& bytes, const Launch&
     if (a.need_x) p.grad_x = output_map(grad_x);
     if (a.need_weight) p.grad_weight = grad_weight.mutable_data_ptr();
     if (a.need_bias) p.grad_bias = grad_bias.mutable_data_ptr();
-    const Tensor workspace = new_workspace(a.x, bytes(p));
-    p.workspace = workspace.mutable_data_ptr();
+    const Tensor workspace = new_workspace(a.x, bytes(p), p.workspace);
     launch(p);
   }
   return {grad_x, grad_weight, grad_bias};

@@ -120,12 +120,6 @@ class Inputs {
   std::vector<Tensor> kept_;
 };
 
-Tensor new_workspace(const Tensor& like, int64_t bytes, void*& data) {
-  Tensor workspace = empty_like_type(like, {ceil_div<int64_t>(bytes, 4)}, ScalarType::Float);
-  data = workspace.mutable_data_ptr();
-  return workspace;
-}
-
 // Backend: workspaces in bytes, launches on the device of `like`. Tokens: `pool` if v is k, and the
 // gradient of k that of both.
 template <class Backend>
@@ -143,14 +137,6 @@ std::tuple<Tensor, Tensor> attend(const Tensor& query, const Tensor& k, const Te
   const Tensor workspace = new_workspace(k, Backend::forward_workspace(p), p.workspace);
   Backend::forward(p, k);
   return {out, lse};
-}
-
-Tensor new_gradient(const Tensor& like, bool needed, void*& data) {
-  const auto sizes = like.sizes();
-  const std::vector<int64_t> shape(sizes.begin(), sizes.end());
-  Tensor grad = empty_like_type(like, needed ? shape : std::vector<int64_t>{0}, like.scalar_type());
-  if (needed && grad.numel()) data = grad.mutable_data_ptr();
-  return grad;
 }
 
 using Gradients = std::tuple<Tensor, Tensor, Tensor>;

@@ -89,26 +89,18 @@ Tensor forward_cpu(Tensor q, Tensor kv, Tensor y, double scale) {
   return out;
 }
 
-// A gradient that is not needed has no elements.
-Tensor new_gradient(const Tensor& q, bool needed, const std::vector<int64_t>& shape, void*& data) {
-  Tensor t = empty_like_type(q, needed ? shape : std::vector<int64_t>{0}, q.scalar_type());
-  if (needed) data = t.mutable_data_ptr();
-  return t;
-}
-
 std::tuple<Tensor, Tensor> backward_cpu(Tensor grad, Tensor q, Tensor kv, double scale, bool need_q,
                                         bool need_kv) {
   TokenFusionParams p = checked_params(q, kv, "grad", grad, scale);
-  const Tensor grad_q = new_gradient(q, need_q, {p.B, p.N, p.h, p.d}, p.grad_q);
-  Tensor grad_kv = new_gradient(q, need_kv, {p.B, p.M, 2, p.h, p.d}, p.grad_kv);
+  const ScalarType type = q.scalar_type();
+  const Tensor grad_q = new_gradient(q, need_q, {p.B, p.N, p.h, p.d}, type, p.grad_q);
+  Tensor grad_kv = new_gradient(q, need_kv, {p.B, p.M, 2, p.h, p.d}, type, p.grad_kv);
   if (is_empty(p)) torch::stable::zero_(grad_kv);
   if (is_empty(p) || !(need_q || need_kv)) return {grad_q, grad_kv};
   Inputs inputs(p, q, kv);
   inputs.add(p.grad, grad);
   const TokenFusionCpu& kernels = cpu_table<TokenFusionCpu>();
-  const int64_t floats = ceil_div<int64_t>(kernels.workspace_bytes(p), 4);
-  const Tensor workspace = empty_like_type(q, {floats}, ScalarType::Float);
-  p.workspace = workspace.mutable_data_ptr();
+  const Tensor workspace = new_workspace(q, kernels.workspace_bytes(p), p.workspace);
   for_chunks(p, kernels.backward);
   if (need_kv)
     torch::stable::parallel_for(0, p.B, 1,

@@ -80,20 +80,12 @@ inline OutputMap output_map(const Tensor& t) {
   return {t.mutable_data_ptr(), t.size(1) * t.size(2) * t.size(3), t.size(2), t.size(3)};
 }
 
-// Gradients; one that is not needed has no elements.
 inline Tensor new_map_gradient(const Tensor& x, bool needed) {
-  const auto sizes = x.sizes();
-  const std::vector<int64_t> shape(sizes.begin(), sizes.end());
-  return empty_like_type(x, needed ? shape : std::vector<int64_t>{0}, x.scalar_type());
+  return new_gradient(x, needed, shape_of(x), x.scalar_type());
 }
 inline Tensor new_parameter_gradient(const Tensor& x, bool needed,
                                      const std::vector<int64_t>& shape) {
-  return empty_like_type(x, needed ? shape : std::vector<int64_t>{0},
-                         accumulate_type(x.scalar_type()));
-}
-
-inline Tensor new_workspace(const Tensor& x, int64_t bytes) {
-  return empty_like_type(x, {ceil_div<int64_t>(bytes, 4)}, ScalarType::Float);
+  return new_gradient(x, needed, shape, accumulate_type(x.scalar_type()));
 }
 
 }  // namespace hybrid
