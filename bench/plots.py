@@ -37,7 +37,7 @@ def _plot(rows: Sequence[Row], quantity: str, path: Path) -> None:
     cases = list(dict.fromkeys(row.case for row in rows))
     series = list(dict.fromkeys((row.dtype, row.phase) for row in rows))
     values = {(row.case, row.dtype, row.phase): getattr(row, quantity) for row in rows}
-    figure = Figure(figsize=(max(6.5, 1.1 * len(cases) + 2.5), 4.6))
+    figure = Figure(figsize=(max(6.5, 1.1 * len(cases) + 2.5), 4.6), layout="constrained")
     axes = figure.subplots()
     width = 0.84 / len(series)
     for index, (dtype, phase) in enumerate(series):
@@ -66,6 +66,7 @@ def _plot(rows: Sequence[Row], quantity: str, path: Path) -> None:
                 color=LOSS if lost else "#404040",
             )
     _finish(axes, rows[0].op, quantity, cases)
+    figure.legend(fontsize=8, frameon=False, ncols=3, loc="outside lower center")
     figure.savefig(path, dpi=150, bbox_inches="tight")
 
 
@@ -77,8 +78,8 @@ def _finish(axes: Axes, op: str, quantity: str, cases: Sequence[str]) -> None:
         axes.axhline(100, color="#404040", linewidth=0.8)
         axes.set_ylabel("percent of the roofline")
     axes.set_title(op, loc="left", fontweight="bold")
-    axes.set_xticks(range(len(cases)), cases, rotation=20 if len(cases) > 4 else 0, ha="center")
+    slanted = {"rotation": 20, "ha": "right"} if len(cases) > 4 else {}
+    axes.set_xticks(range(len(cases)), cases, **slanted)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
-    axes.legend(fontsize=8, frameon=False, ncols=3, loc="upper left", bbox_to_anchor=(0, -0.12))
