@@ -26,6 +26,7 @@ from hybrid_kernels.measure import Sample, clock_for
 from hybrid_kernels.samples import Maker
 
 FUSED, EAGER, COMPILE = "fused", "eager", "compile"
+ONE_IMAGE = "fused, one image"  # no rival: ours again, on data that the caches hold
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CUDA_BATCHES = 8
 # Largest difference from the float32 reference, relative to its largest value: enough to tell a
@@ -92,6 +93,13 @@ class Options:
         return (3, 5) if self.quick else (5, 40)
 
 
+class OneImageMaker(Maker):
+    """Makes data whose images are all the first one: reading them again costs no memory traffic."""
+
+    def data(self, *shape: int) -> Tensor:
+        return super().data(1, *shape[1:]).expand(shape)
+
+
 @dataclass(frozen=True)
 class Row:
     """One line of results: a case, dtype, phase and way of launching, all contestants."""
@@ -112,6 +120,7 @@ class Row:
     bound: str  # "memory" or "compute"
     percent_of_roofline: float
     percent_of_copy: float  # of the bandwidth of a plain copy, counting the least bytes
+    reading_percent: float | None  # of ours, that reading from memory costs; None: a single image
     peak_mb: dict[str, float]
     page_faults: dict[str, int]
     min_bytes: int
@@ -141,8 +150,9 @@ def measure_case(bench: OpBench, case: Case, dtype: str, options: Options) -> li
     calls = _agreeing_calls(functions, args, case, options.device)
     limits = limit_contestants(options.device, DTYPES[dtype])
     work = count_work(bench, args)
+    repeated = _call_on_one_image(bench, case, calls[0].grad_out)
     peaks = {call.name: call.peaks(clock) for call in calls}
-    launches: dict[str, list[Contestant]] = {"eager": calls}
+    launches: dict[str, list[Contestant]] = {"eager": [*calls, *repeated]}
     if options.graphs:
         launches["graph"] = [Graphed(call) for call in calls]
     rows = []
@@ -157,9 +167,9 @@ def measure_case(bench: OpBench, case: Case, dtype: str, options: Options) -> li
     return rows
 
 
-def make_inputs(case: Case, dtype: torch.dtype, device: str) -> tuple:
+def make_inputs(case: Case, dtype: torch.dtype, device: str, maker: type[Maker] = Maker) -> tuple:
     """Arguments of a case; every tensor among them is a leaf that wants its gradient."""
-    args = case.build(Maker(dtype, device))
+    args = case.build(maker(dtype, device))
     return pytree.tree_map_only(Tensor, differentiable, args)
 
 
@@ -246,6 +256,14 @@ def _agreeing_calls(
     return calls
 
 
+def _call_on_one_image(bench: OpBench, case: Case, grad: Tensor) -> list[Call]:
+    """Ours on a batch of equal images, if the case has a batch."""
+    args = make_inputs(case, grad.dtype, grad.device.type, OneImageMaker)
+    if not any(x.shape[0] > 1 and x.stride(0) == 0 for x in _leaves(args)):
+        return []
+    return [Call(ONE_IMAGE, bench.fused, args, grad[:1].expand_as(grad))]
+
+
 def _rows(
     head: dict[str, str],
     samples: dict[str, dict[str, list[Sample]]],
@@ -258,6 +276,7 @@ def _rows(
         if not timed:  # a CUDA graph holds no backward alone
             continue
         ms = {name: median_ms(values) for name, values in timed.items()}
+        one_image = ms.pop(ONE_IMAGE, None)
         best = min((name for name in ms if name != FUSED), key=ms.__getitem__)
         roofline = limits.roofline_ms(work[phase])
         yield Row(
@@ -272,8 +291,9 @@ def _rows(
             bound=limits.bound(work[phase]),
             percent_of_roofline=100 * roofline / ms[FUSED],
             percent_of_copy=100 * limits.memory_ms(work[phase]) / ms[FUSED],
-            peak_mb={name: peaks[name][phase] / 1e6 for name in timed},
-            page_faults={name: median_faults(values) for name, values in timed.items()},
+            reading_percent=one_image and 100 * (1 - one_image / ms[FUSED]),
+            peak_mb={name: peaks[name][phase] / 1e6 for name in ms},
+            page_faults={name: median_faults(timed[name]) for name in ms},
             min_bytes=work[phase].bytes,
             flops=work[phase].flops,
             copy_gb_per_s=limits.bytes_per_s / 1e9,

@@ -100,6 +100,7 @@ def geometric_means(rows: Iterable[Row]) -> list[dict[str, object]]:
             "cases": len(members),
             "speedup": geometric_mean(row.speedup for row in members),
             "percent_of_roofline": geometric_mean(row.percent_of_roofline for row in members),
+            "reading_percent": mean_of_known(row.reading_percent for row in members),
             "worst_speedup": worst.speedup,
             "worst_case": worst.case,
         }
@@ -110,6 +111,11 @@ def geometric_means(rows: Iterable[Row]) -> list[dict[str, object]]:
 def geometric_mean(values: Iterable[float]) -> float:
     logs = [math.log(value) for value in values]
     return math.exp(sum(logs) / len(logs))
+
+
+def mean_of_known(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def summary_table(summary: Sequence[dict[str, object]]) -> Table:

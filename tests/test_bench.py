@@ -93,6 +93,26 @@ def test_case_is_measured_in_every_phase():
         assert row.percent_of_roofline == pytest.approx(100 * row.roofline_ms / row.ms["fused"])
         assert 0 < row.percent_of_copy <= row.percent_of_roofline
         assert row.inputs == "1x7x7x1x3x2x8, 1x169x2"
+        assert row.reading_percent is None  # a single image cannot be repeated
+
+
+def test_what_reading_costs_is_measured_on_a_batch_of_equal_images():
+    seen = []
+
+    def fused(qkv, *rest):
+        seen.append(qkv)
+        return sdpa_formulation(qkv, *rest)
+
+    batch = attention_case("batch", "tiling", (3, 7, 7), 2, [1], head_width=8)
+    rows = measure_case(bench_of(fused), batch, "float32", QUICK)
+    equal = [qkv for qkv in seen if qkv.stride(0) == 0]
+    assert equal and len(equal) < len(seen)
+    assert equal[0].shape == seen[0].shape and torch.equal(equal[0][2], seen[0][0])
+    for row in rows:
+        assert row.ms.keys() == row.peak_mb.keys() == row.page_faults.keys() == {"fused", "eager"}
+        assert row.reading_percent < 100
+    (mean, *_) = report.geometric_means(rows)
+    assert mean["reading_percent"] == pytest.approx(rows[0].reading_percent, rel=1e-3)
 
 
 @pytest.mark.parametrize("mode", [bench_models.TRAIN, bench_models.INFER])
