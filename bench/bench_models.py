@@ -6,6 +6,7 @@ accelerated step, operator by operator, is written to a text file.
 """
 
 import copy
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 
@@ -13,6 +14,8 @@ import click
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import DeviceType
+from torch.autograd.profiler_util import EventList
 from torch.profiler import ProfilerActivity, profile
 from torch.utils import _pytree as pytree
 
@@ -27,6 +30,8 @@ from hybrid_kernels.models import accelerate, create_model
 TRAIN, INFER = "training step", "inference"
 REFERENCE, ACCELERATED, COMPILE = "reference", "accelerated", "compile"
 TOP_OPERATORS = 25
+# The library's products, which accelerating exchanges nothing of.
+LIBRARY = re.compile(r"aten::(mm|addmm|bmm|baddbmm|\w*convolution\w*|_slow_conv\w*|thnn_conv\w*)")
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,7 @@ class ModelRow:
     page_faults: dict[str, int]
     error_of_allowed: dict[str, float]  # "outputs", "gradients": above 1 they disagree
     layout_copies: dict[str, int]
+    library_percent: float  # of the accelerated time, in the library's products
 
 
 MODELS = (
@@ -150,6 +156,7 @@ def measure_model(
     }
     ms = {name: median_ms(values) for name, values in samples.items()}
     best = min((name for name in ms if name != ACCELERATED), key=ms.__getitem__)
+    events = events_of(everyone[1].run, device)
     row = ModelRow(
         case=case.name,
         rounds=len(samples[ACCELERATED]),
@@ -162,8 +169,9 @@ def measure_model(
         page_faults={name: median_faults(values) for name, values in samples.items()},
         error_of_allowed=errors,
         layout_copies=copies,
+        library_percent=library_percent(events, device),
     )
-    return row, profile_of(everyone[1].run, device)
+    return row, table_of(events, device)
 
 
 def agreement(
@@ -185,16 +193,33 @@ def images_of(case: ModelCase) -> Tensor:
     return images.contiguous(memory_format=torch.channels_last)
 
 
-def profile_of(call: Callable[[], None], device: str) -> str:
-    """Where the time of a call goes, by operator, the costliest first."""
+def events_of(call: Callable[[], None], device: str) -> EventList:
+    """The operators of a call, with their times."""
     activities = [ProfilerActivity.CPU]
     if device == "cuda":
         activities.append(ProfilerActivity.CUDA)
     with profile(activities=activities) as recorded:
         call()
-    return recorded.key_averages().table(
-        sort_by=f"self_{device}_time_total", row_limit=TOP_OPERATORS, max_name_column_width=48
+    return recorded.key_averages()
+
+
+def library_percent(events: EventList, device: str) -> float:
+    """Part of the time that the library's matrix products and convolutions take."""
+    operators = [event for event in events if event.device_type == DeviceType.CPU]  # not kernels
+    times = {event.key: getattr(event, _self_time(device)) for event in operators}
+    library = sum(time for name, time in times.items() if LIBRARY.fullmatch(name))
+    return 100 * library / sum(times.values())
+
+
+def table_of(events: EventList, device: str) -> str:
+    """Where the time of a call goes, by operator, the costliest first."""
+    return events.table(
+        sort_by=_self_time(device), row_limit=TOP_OPERATORS, max_name_column_width=48
     )
+
+
+def _self_time(device: str) -> str:
+    return "self_cpu_time_total" if device == "cpu" else "self_device_time_total"
 
 
 @click.command()

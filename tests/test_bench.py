@@ -131,7 +131,8 @@ def test_model_is_measured_and_held_against_the_reference(name, mode, monkeypatc
     assert row.layout_copies["accelerated"] <= row.layout_copies["reference"]
     assert "hybrid" in profile  # some of ours are among the costliest
     cells = readme._models_table([report.round_floats(asdict(row))]).splitlines()[-1].split(" | ")
-    assert len(cells) == 9 and cells[7] == str(row.layout_copies["reference"])
+    assert len(cells) == 10 and cells[7] == str(row.layout_copies["reference"])
+    assert 0 < row.library_percent < 100
 
 
 def test_models_are_trained_and_run_at_every_size():
