@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from bench.attention_baselines import sdpa_with_token
+from bench.goals import TIER_1
 from bench.main import run
 from bench.op_bench import Case, OpBench, sized_for, tensor_bytes
 from hybrid_kernels import abstract_token_attention
@@ -61,6 +62,7 @@ BENCH = OpBench(
     cases=(*STAGES, *RAGGED),
     min_bytes=min_bytes,
     baselines={"sdpa": sdpa_with_token},
+    goals=TIER_1,
 )
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import torch
 
 from bench.attention_baselines import flex_formulation, sdpa_formulation
+from bench.goals import ATROUS_ATTENTION
 from bench.main import run
 from bench.op_bench import Case, OpBench, sized_for, tensor_bytes
 from hybrid_kernels import atrous_attention
@@ -73,6 +74,7 @@ BENCH = OpBench(
     min_bytes=min_bytes,
     baselines={"sdpa": sdpa_formulation},
     cuda_baselines={"flex": torch.compile(flex_formulation, dynamic=False)},
+    goals=ATROUS_ATTENTION,
 )
 
 if __name__ == "__main__":

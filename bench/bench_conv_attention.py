@@ -3,6 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
+from bench.goals import TIER_1
 from bench.main import run
 from bench.op_bench import Case, OpBench, sized_for, tensor_bytes
 from hybrid_kernels import conv_attention
@@ -61,6 +62,7 @@ BENCH = OpBench(
     ),
     min_bytes=min_bytes,
     baselines={"fold": fold_formulation},
+    goals=TIER_1,
 )
 
 if __name__ == "__main__":

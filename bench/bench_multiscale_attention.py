@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bench.goals import TIER_1
 from bench.main import run
 from bench.op_bench import Case, OpBench, sized_for, tensor_bytes
 from hybrid_kernels import multiscale_attention
@@ -82,6 +83,7 @@ BENCH = OpBench(
     cases=(*SHORT, *LONG),
     min_bytes=min_bytes,
     baselines={"sdpa": sdpa_formulation},
+    goals=TIER_1,
 )
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
+from bench.goals import TIER_1
 from bench.main import run
 from bench.op_bench import OpBench, tensor_bytes
 from bench.region_stages import stage_cases
@@ -45,6 +46,7 @@ BENCH = OpBench(
     cases=stage_cases(arguments),
     min_bytes=min_bytes,
     baselines={"channels first": channels_first, "weighted sum": weighted_sum},
+    goals=TIER_1,
 )
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.bench_single_query_attention import sdpa_formulation
+from bench.goals import TIER_1
 from bench.main import run
 from bench.op_bench import Case, OpBench, sized_for, tensor_bytes
 from hybrid_kernels import single_query_attention_absorbed
@@ -78,6 +79,7 @@ BENCH = OpBench(
     ),
     min_bytes=min_bytes,
     baselines={"sdpa": projected_formulation},
+    goals=TIER_1,
 )
 
 if __name__ == "__main__":

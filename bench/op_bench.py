@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
+from bench.goals import TIER_2, Goal
 from bench.roofline import Limits, Work, limit_contestants, limits_from
 from bench.timing import (
     BACKWARD,
@@ -65,6 +66,8 @@ class OpBench:
         min_bytes: Least traffic, from the arguments: {"forward": bytes, "backward": bytes}.
         baselines: Further formulations by name, for any device.
         cuda_baselines: The same for GPUs only.
+        goals: What the op should reach.
+        limited_by: What keeps it from that, as measured: stands beside the results.
     """
 
     op: str
@@ -74,6 +77,8 @@ class OpBench:
     min_bytes: Callable[..., dict[str, int]]
     baselines: dict[str, Callable[..., Tensor]] = field(default_factory=dict)
     cuda_baselines: dict[str, Callable[..., Tensor]] = field(default_factory=dict)
+    goals: Sequence[Goal] = TIER_2
+    limited_by: str = ""
 
 
 @dataclass(frozen=True)

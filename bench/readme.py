@@ -5,12 +5,13 @@
 README.md gets one line for every op, and the models; bench/results/TABLES.md gets everything.
 """
 
+import importlib
 import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench import machine, report, stages
+from bench import goals, machine, report, stages
 
 README = machine.ROOT / "README.md"
 TABLES = report.RESULTS / "TABLES.md"
@@ -40,7 +41,7 @@ def rewritten(text: str) -> str:
 
 def tables() -> str:
     """All tables, one machine after the other."""
-    texts = ["# Measurements", ABOUT_TABLES]
+    texts = ["# Measurements", ABOUT_TABLES, _short_of_goals()]
     for path, content in _results():
         texts += [_origin(path, content["machine"], TABLES.parent), _table(content)]
     return "\n\n".join(texts) + "\n"
@@ -67,13 +68,31 @@ def _results() -> Iterator[tuple[Path, dict]]:
             yield path, json.loads(path.read_text())
 
 
+def _short_of_goals() -> str:
+    """A line for every file of results that misses a goal."""
+    lines = [
+        "| op | short of its goals: geometric means, and what 100 % of the roofline would be "
+        "| limited by |",
+        "|---|---|---|",
+    ]
+    for path, content in _results():
+        if "summary" not in content:
+            continue
+        bench = importlib.import_module(f"bench.bench_{content['rows'][0]['op']}").BENCH
+        isa = path.stem.removesuffix("-partial").removeprefix(bench.op).removeprefix("-")
+        if missed := list(goals.shortfalls(content["rows"], bench.goals, isa)):
+            lines.append(f"| `{path.stem}` | {'; '.join(missed)} | {bench.limited_by} |")
+    return "\n".join(lines)
+
+
 def _about_machine(entries: list[tuple[Path, dict]]) -> str:
     about = entries[0][1]["machine"]
     return (
         f"{about['device_name']}, {about['threads']} threads, torch {about['versions']['torch']}. "
         "Speed-up over the best baseline and, in brackets, percent of the roofline: geometric "
         "means over all cases. "
-        f"[All cases, with the commands]({TABLES.relative_to(machine.ROOT)})."
+        f"[All cases, with the commands]({TABLES.relative_to(machine.ROOT)}), and first which ops "
+        "are short of their goals, by how much, and what limits them."
     )
 
 
