@@ -22,6 +22,7 @@ from .ops import (
     single_query_attention,
     single_query_attention_absorbed,
     token_fusion,
+    value_conv,
 )
 from .output_cache import (
     empty_output_cache,
@@ -60,6 +61,7 @@ __all__ = [
     "single_query_attention_absorbed",
     "token_fusion",
     "use_backend",
+    "value_conv",
 ]
 
 set_backend(os.environ.get("HYBRID_KERNELS_BACKEND", "auto"))

@@ -157,6 +157,15 @@ def depthwise(problem: str) -> None:
     op.dwconv_act_backward(x, x, weight, bias, "gelu", True, True, True)
 
 
+def add_path(problem: str, norm: bool) -> None:
+    from hybrid_kernels.triton import value_conv as op
+
+    x, vector = empty(8, 50, 50, 96, dtype=DTYPES[problem]), empty(96)
+    inputs = (x, x, empty(3, 3, 96), vector, *([vector] * 2 if norm else [None] * 2))
+    op.value_conv(*inputs)
+    op.value_conv_backward(x, *inputs, True, True, True, norm)
+
+
 def mix_regions(problem: str, needs: tuple[bool, ...] = (True,) * 4) -> None:
     from hybrid_kernels.triton import region_mix as op
 
@@ -200,6 +209,7 @@ CALLS: dict[str, tuple[Call, ...]] = {
     "region_sample": (sample_regions,),
     "single_query_attention": (attention_of_few_queries, pooling_of_few_queries),
     "token_fusion": (fuse_tokens,),
+    "value_conv": (lambda p: add_path(p, True), lambda p: add_path(p, False)),
 }
 
 

@@ -46,7 +46,7 @@ class Worker {
         width_(cut_.width),
         x_(kSide, p.H, p.W, 1, width_),
         taps_(width_),
-        bias_(static_cast<size_t>(width_)) {}
+        bias_(width_) {}
 
   template <class Act>
   void forward(int64_t begin, int64_t end) {
@@ -56,7 +56,7 @@ class Worker {
         fill_x(job, image, i + 1);
         T* y = p_.y.row<T>(image, i, job.channel);
         const Ahead<T> next(p_.x, p_.H, image, i + 2, job.channel);
-        const Scalar* bias = bias_;
+        const Scalar* bias = bias_.data();
         convolve_row<T, kSide>(
             Window3(x_, i, width_), p_.W, taps_.data(), job.channels,
             [=, C = p_.C](int64_t j, int64_t c, auto lanes, V t) __attribute__((always_inline)) {
@@ -77,7 +77,7 @@ class Worker {
     const bool streams = p_.grad_x.data && streams_map<T>(p_.grad_x, p_.B, p_.H);
     for_each_image(begin, end, [&](const Job& job, int64_t image) {
       if (image == job.image_begin) {
-        pack(turned, job, true);
+        turned.pack_parameter(p_.weight, p_.C, job.channel, job.channels, true);
         if (needs_sums) sums.clear(job, width_);
       }
       const int64_t halo = p_.grad_x.data ? 1 : 0;
@@ -108,20 +108,13 @@ class Worker {
   void for_each_image(int64_t begin, int64_t end, const Body& body) {
     for (int64_t index = begin; index < end; ++index) {
       const Job job = cut_.job(index);
-      pack(taps_, job, false);
-      const auto* bias = static_cast<const Scalar*>(p_.bias);
-      for (int64_t c = 0; c < width_; ++c)
-        bias_[c] = bias && c < job.channels ? bias[job.channel + c] : 0;
+      taps_.pack_parameter(p_.weight, p_.C, job.channel, job.channels);
+      bias_.pack_parameter(p_.bias, p_.C, job.channel, job.channels);
       for (int64_t image = job.image_begin; image < job.image_end; ++image) {
         x_.restart(job.row_begin - 2);
         body(job, image);
       }
     }
-  }
-
-  void pack(Taps<Scalar, kSide>& taps, const Job& job, bool turned) const {
-    const auto* weight = static_cast<const Scalar*>(p_.weight) + job.channel;
-    taps.pack(job.channels, turned, [&](int tap, int64_t c) { return weight[tap * p_.C + c]; });
   }
 
   void fill_x(const Job& job, int64_t image, int64_t last) {
@@ -138,7 +131,7 @@ class Worker {
       return load_row(grad, p_.grad.stride[2], p_.W, job.channels, to, width_, Identity{});
     fill_x(job, image, row + 1);
     const Ahead<T> next(p_.x, p_.H, image, row + 2, job.channel);
-    const Scalar* bias = bias_;
+    const Scalar* bias = bias_.data();
     convolve_row<T, kSide>(
         Window3(x_, row, width_), p_.W, taps_.data(), job.channels,
         [=, step = p_.grad.stride[2], width = width_](int64_t j, int64_t c, auto lanes, V t)
@@ -163,7 +156,7 @@ class Worker {
   const int64_t width_;
   RowRing<Scalar> x_;
   Taps<Scalar, kSide> taps_;
-  AlignedBuffer<Scalar> bias_;
+  PerChannel<Scalar> bias_;
 };
 
 }  // namespace

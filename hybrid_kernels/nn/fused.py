@@ -20,6 +20,7 @@ from ..ops import (
     single_query_attention,
     single_query_attention_absorbed,
     token_fusion,
+    value_conv,
 )
 from .branch_linear import branch_project_in, branch_project_out
 from .conv_attention import conv_attention_fused
@@ -45,6 +46,7 @@ FUSED = replace(
     single_query_attention_absorbed=single_query_attention_absorbed,
     strip_dwconv=strip_dwconv,
     token_fusion=token_fusion,
+    value_conv=value_conv,
     branch_project_in=branch_project_in,
     branch_project_out=branch_project_out,
 )

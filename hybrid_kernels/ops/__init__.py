@@ -16,6 +16,7 @@ from .region_sample import region_sample
 from .single_query_attention import single_query_attention
 from .single_query_attention_absorbed import single_query_attention_absorbed
 from .token_fusion import token_fusion
+from .value_conv import value_conv
 
 __all__ = [
     "abstract_token_attention",
@@ -35,4 +36,5 @@ __all__ = [
     "single_query_attention",
     "single_query_attention_absorbed",
     "token_fusion",
+    "value_conv",
 ]

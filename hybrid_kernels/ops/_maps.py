@@ -31,10 +31,10 @@ def require_map(op: str, name: str, x: Tensor) -> None:
     )
 
 
-def require_pixels(op: str, x: Tensor) -> None:
+def require_pixels(op: str, x: Tensor, name: str = "x") -> None:
     """Raise ``ValueError`` for a map without a pixel; it may have no images."""
     has_pixels = x.shape[1] > 0 and x.shape[2] > 0
-    require(has_pixels, f"{op}: x has shape {tuple(x.shape)}; expected at least one pixel")
+    require(has_pixels, f"{op}: {name} has shape {tuple(x.shape)}; expected at least one pixel")
 
 
 def require_parameter(
@@ -43,6 +43,19 @@ def require_parameter(
     """Raise ``ValueError`` unless a parameter beside the map x is None or has that shape."""
     if tensor is not None:
         require_tensor(op, name, tensor, [shape], meaning, parameter_dtype(x), ("x", x))
+
+
+def require_affine(
+    op: str, scale: Tensor | None, shift: Tensor | None, channels: int, x: Tensor
+) -> None:
+    """Raise ``ValueError`` unless a folded norm beside x is two (C,), or None twice."""
+    missing = "scale" if scale is None else "shift"
+    require(
+        (scale is None) == (shift is None),
+        f"{op}: scale and shift must both be given or both be None; {missing} is None",
+    )
+    require_parameter(op, "scale", scale, (channels,), "(C,)", x)
+    require_parameter(op, "shift", shift, (channels,), "(C,)", x)
 
 
 def require_like(op: str, name: str, tensor: Tensor, shape: Sequence[int], meaning: str, x: Tensor):

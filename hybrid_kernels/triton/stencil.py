@@ -52,10 +52,10 @@ def place(pixel, H, W):
 
 
 @triton.jit
-def neighbour(x, image, i, j, H, W, c, mask):
-    """Pixels (i, j) of a map; 0 outside it."""
+def neighbour(x, image, i, j, H, W, c, mask, ACT: tl.constexpr = "none"):
+    """Pixels (i, j) of a map, activated; 0, which every activation keeps, outside it."""
     inside = mask & ((i >= 0) & (i < H) & (j >= 0) & (j < W))[:, None]
-    return load_pixels(x, image, i, j, c, inside)
+    return activate(load_pixels(x, image, i, j, c, inside), ACT)
 
 
 @triton.jit
@@ -73,14 +73,15 @@ def convolve(
     SIDE: tl.constexpr,
     STRIDE: tl.constexpr,
     GAP: tl.constexpr,
+    ACT: tl.constexpr = "none",
 ):
-    """Outputs (i, j): the sum of taps, GAP pixels apart, times what they see of x (H, W)."""
+    """Outputs (i, j): the sum of taps, GAP pixels apart, times what they see of ACT(x) (H, W)."""
     HALF: tl.constexpr = SIDE // 2
     total = tl.zeros(mask.shape, tl.float32)
     for u in tl.static_range(SIDE):
         for v in tl.static_range(SIDE):
             row, column = i * STRIDE + (u - HALF) * GAP, j * STRIDE + (v - HALF) * GAP
-            seen = neighbour(x, image, row, column, H, W, c, mask)
+            seen = neighbour(x, image, row, column, H, W, c, mask, ACT)
             total += seen * load_channels(taps, u * SIDE + v, c, C)[None, :]
     return total
 
@@ -139,13 +140,14 @@ def correlate(
     SIDE: tl.constexpr,
     STRIDE: tl.constexpr,
     GAP: tl.constexpr,
+    ACT: tl.constexpr = "none",
 ):
     """Add to row u * SIDE + v of sums what outputs (i, j) give to the gradient of tap (u, v)."""
     HALF: tl.constexpr = SIDE // 2
     for u in tl.static_range(SIDE):
         for v in tl.static_range(SIDE):
             row, column = i * STRIDE + (u - HALF) * GAP, j * STRIDE + (v - HALF) * GAP
-            seen = neighbour(x, image, row, column, H, W, c, mask)
+            seen = neighbour(x, image, row, column, H, W, c, mask, ACT)
             sums = add_row(sums, dy * seen, u * SIDE + v)
     return sums
 

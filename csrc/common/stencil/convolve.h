@@ -65,12 +65,23 @@ class Taps {
       }
   }
 
+  // A parameter (K, K, C) from `channel` on; null is zeros.
+  void pack_parameter(const void* parameter, int64_t C, int64_t channel, int64_t channels,
+                      bool turned = false) {
+    const auto* weight = static_cast<const Scalar*>(parameter) + (parameter ? channel : 0);
+    pack(parameter ? channels : 0, turned, [&](int tap, int64_t c) { return weight[tap * C + c]; });
+  }
+
   const Scalar* data(int64_t branch = 0) const { return data_ + branch * K * K * width_; }
 
  private:
   const int64_t width_;
   AlignedBuffer<Scalar> data_;
 };
+
+// A parameter (C,): a bias, a norm's scale.
+template <class Scalar>
+using PerChannel = Taps<Scalar, 1>;
 
 template <class T, int K, int kPixels, bool kDense, class Emit>
 void convolve_tile(const Window<typename Arithmetic<T>::Scalar, K>& window, int64_t first,
@@ -107,7 +118,11 @@ void convolve_row_as(const Window<typename Arithmetic<T>::Scalar, K>& window, in
                      const Emit& emit) {
   int64_t j = 0;
   for (; j + 4 <= pixels; j += 4) convolve_tile<T, K, 4, kDense>(window, j, taps, channels, emit);
-  for (; j < pixels; ++j) convolve_tile<T, K, 1, kDense>(window, j, taps, channels, emit);
+  if (j + 2 <= pixels) {
+    convolve_tile<T, K, 2, kDense>(window, j, taps, channels, emit);
+    j += 2;
+  }
+  if (j < pixels) convolve_tile<T, K, 1, kDense>(window, j, taps, channels, emit);
 }
 
 template <class T, int K, class Emit>

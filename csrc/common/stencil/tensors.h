@@ -44,6 +44,15 @@ inline void check_parameter(const char* op, const char* name, const Tensor& t,
   check_same_device(op, name, t, "x", x);
 }
 
+// A folded norm (C,): both or neither.
+inline void check_affine(const char* op, const Parameter& scale, const Parameter& shift, int64_t C,
+                         const Tensor& x) {
+  check(scale.has_value() == shift.has_value(), op, ": scale and shift must both be given or both",
+        " be None; ", scale ? "shift" : "scale", " is None");
+  if (scale) check_parameter(op, "scale", *scale, {C}, "(C,)", x);
+  if (shift) check_parameter(op, "shift", *shift, {C}, "(C,)", x);
+}
+
 inline Activation activation_of(const char* op, const std::string& act) {
   std::string names;
   for (int32_t i = 0; i < static_cast<int32_t>(std::size(kActivationNames)); ++i) {
