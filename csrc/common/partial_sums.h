@@ -16,16 +16,26 @@ void zero(Scalar* sums, int64_t count) {
 }
 
 // One row of `count` partial sums, added up over `parts` that lie `stride` apart, in double;
-// rounded to T.
+// rounded to T. Sums that are neighbours are added up together, as vectors and lines want it.
 template <class T, class Scalar>
 void sum_parts(const Scalar* first, int64_t parts, int64_t stride, int64_t count, T* sums) {
-  for (int64_t c = 0; c < count; ++c) {
-    double sum = 0;
-    for (int64_t i = 0; i < parts; ++i) sum += first[i * stride + c];
-    if constexpr (std::is_same_v<T, double>)
-      sums[c] = sum;
-    else
-      sums[c] = from_float<T>(static_cast<float>(sum));
+  constexpr int64_t kBlock = 16;
+  for (int64_t begin = 0; begin < count; begin += kBlock) {
+    const int64_t width = count - begin < kBlock ? count - begin : kBlock;
+    double block[kBlock] = {};
+    for (int64_t i = 0; i < parts; ++i) {
+      const Scalar* part = first + i * stride + begin;
+      if (width == kBlock)
+        for (int64_t c = 0; c < kBlock; ++c) block[c] += part[c];
+      else
+        for (int64_t c = 0; c < width; ++c) block[c] += part[c];
+    }
+    for (int64_t c = 0; c < width; ++c) {
+      if constexpr (std::is_same_v<T, double>)
+        sums[begin + c] = block[c];
+      else
+        sums[begin + c] = from_float<T>(static_cast<float>(block[c]));
+    }
   }
 }
 

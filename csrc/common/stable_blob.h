@@ -21,15 +21,20 @@ namespace hybrid {
 
 inline bool torch_makes_blobs_with_deleter() { return torch_from_blob != nullptr; }
 
+inline std::vector<int64_t> contiguous_strides(const std::vector<int64_t>& sizes) {
+  std::vector<int64_t> strides(sizes.size());
+  int64_t stride = 1;
+  for (size_t i = sizes.size(); i-- > 0; stride *= sizes[i]) strides[i] = stride;
+  return strides;
+}
+
 // A contiguous CPU tensor over `data`; torch calls deleter(data, nullptr) when it is done with it.
 inline torch::stable::Tensor cpu_blob(void* data, const std::vector<int64_t>& sizes,
                                       torch::headeronly::ScalarType type,
                                       void (*deleter)(void*, void*)) {
   using torch::stable::detail::from;
   using torch::stable::detail::to;
-  std::vector<int64_t> strides(sizes.size());
-  int64_t stride = 1;
-  for (size_t i = sizes.size(); i-- > 0; stride *= sizes[i]) strides[i] = stride;
+  const std::vector<int64_t> strides = contiguous_strides(sizes);
   AtenTensorHandle handle;
   const AOTITorchError error =
       torch_from_blob(data, static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), 0,

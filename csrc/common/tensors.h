@@ -33,16 +33,25 @@ void check(bool ok, const Parts&... parts) {
   throw std::runtime_error(text.str());
 }
 
+// What a message says of a tuple or a tensor, put into words only when there is a message: calls
+// that are right, nearly all of them, should not pay for it. Lives no longer than what it tells of.
+struct TupleText {
+  const int64_t* values;
+  size_t count;
+
+  friend std::ostream& operator<<(std::ostream& to, const TupleText& text) {
+    to << '(';
+    for (size_t i = 0; i < text.count; ++i) to << (i ? ", " : "") << text.values[i];
+    return to << (text.count == 1 ? ",)" : ")");
+  }
+};
+
 template <class Range>
-std::string tuple_text(const Range& values) {
-  std::ostringstream text;
-  text << '(';
-  for (size_t i = 0; i < values.size(); ++i) text << (i ? ", " : "") << values[i];
-  text << (values.size() == 1 ? ",)" : ")");
-  return text.str();
+TupleText tuple_text(const Range& values) {
+  return {values.data(), values.size()};
 }
 
-inline std::string shape_text(const Tensor& t) { return tuple_text(t.sizes()); }
+inline TupleText shape_text(const Tensor& t) { return tuple_text(t.sizes()); }
 
 inline const char* dtype_text(ScalarType type) {
   switch (type) {
@@ -59,10 +68,17 @@ inline const char* dtype_text(ScalarType type) {
   }
 }
 
-inline std::string device_text(const Tensor& t) {
-  if (t.is_cpu()) return "cpu";
-  return t.is_cuda() ? "cuda:" + std::to_string(t.get_device_index()) : "another device";
-}
+struct DeviceText {
+  const Tensor& tensor;
+
+  friend std::ostream& operator<<(std::ostream& to, const DeviceText& text) {
+    if (text.tensor.is_cpu()) return to << "cpu";
+    if (!text.tensor.is_cuda()) return to << "another device";
+    return to << "cuda:" << text.tensor.get_device_index();
+  }
+};
+
+inline DeviceText device_text(const Tensor& t) { return {t}; }
 
 inline DType dtype_of(const char* op, const char* name, const Tensor& t) {
   switch (t.scalar_type()) {
@@ -113,6 +129,10 @@ inline void check_dtype(const char* op, const char* name, const Tensor& t, Scala
         ")");
 }
 
+inline Tensor as_contiguous(const Tensor& t) {
+  return t.is_contiguous() ? t : torch::stable::contiguous(t);
+}
+
 // Kernels read any strides but want the elements of the last dimension side by side.
 inline Tensor unit_last_stride(const Tensor& t) {
   const int64_t last = t.dim() - 1;
@@ -124,6 +144,21 @@ void copy_strides(const Tensor& t, int64_t (&strides)[N]) {
   for (size_t i = 0; i < N; ++i) strides[i] = t.stride(static_cast<int64_t>(i));
 }
 
+// torch::stable::new_empty, which looks the operator up by its name in every call, without that.
+inline Tensor new_empty(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType type) {
+  using torch::stable::detail::from;
+  using torch::stable::detail::to;
+  int32_t device_type;
+  AtenTensorHandle handle;
+  const std::vector<int64_t> strides = contiguous_strides(sizes);
+  const bool ok = aoti_torch_get_device_type(like.get(), &device_type) == AOTI_TORCH_SUCCESS &&
+                  aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
+                                           strides.data(), to<int32_t>(from(type)), device_type,
+                                           like.get_device_index(), &handle) == AOTI_TORCH_SUCCESS;
+  check(ok, "hybrid_kernels: torch could not allocate a tensor of shape ", tuple_text(sizes));
+  return Tensor(handle);
+}
+
 // An uninitialised tensor on `like`'s device; a large one on the CPU in memory that is kept.
 inline Tensor empty_like_type(const Tensor& like, const std::vector<int64_t>& sizes,
                               ScalarType type) {
@@ -131,7 +166,7 @@ inline Tensor empty_like_type(const Tensor& like, const std::vector<int64_t>& si
   for (const int64_t size : sizes) bytes *= static_cast<size_t>(size);
   void* block = like.is_cpu() ? take_output_block(bytes) : nullptr;
   if (block) return cpu_blob(block, sizes, type, release_output_block);
-  const Tensor fresh = torch::stable::new_empty(like, sizes, type);
+  const Tensor fresh = new_empty(like, sizes, type);
   if (fresh.is_cpu()) advise_huge_pages(fresh.mutable_data_ptr(), bytes);
   return fresh;
 }

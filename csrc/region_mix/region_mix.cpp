@@ -96,8 +96,9 @@ Gradients backward(const Tensor& grad, const Arguments& a, const Needs& need, co
 Tensor forward_cpu(Tensor x, Tensor g, Tensor weight, int64_t region, Parameter bias) {
   return forward({x, g, weight, region}, bias, [](const RegionMixParams& p) {
     const RegionMixCpu& kernels = cpu_table<RegionMixCpu>();
-    torch::stable::parallel_for(
-        0, kernels.jobs(p), 1, [&](int64_t begin, int64_t end) { kernels.forward(p, begin, end); });
+    torch::stable::parallel_for(0, kernels.forward_jobs(p), 1, [&](int64_t begin, int64_t end) {
+      kernels.forward(p, begin, end);
+    });
   });
 }
 
@@ -107,7 +108,7 @@ Gradients backward_cpu(Tensor grad, Tensor x, Tensor g, Tensor weight, int64_t r
   return backward(grad, {x, g, weight, region}, {need_x, need_g, need_weight, need_bias},
                   kernels.workspace_bytes, [&](const RegionMixParams& p) {
                     torch::stable::parallel_for(
-                        0, kernels.jobs(p), 1,
+                        0, kernels.backward_jobs(p), 1,
                         [&](int64_t begin, int64_t end) { kernels.backward(p, begin, end); });
                     kernels.reduce(p);
                   });

@@ -38,9 +38,10 @@ struct RegionMixParams {
   void* workspace;    // partial sums of the parameters' gradients
 };
 
-// CPU kernels. A launch is cut into jobs(): csrc/common/stencil/cut.h.
+// CPU kernels. A launch is cut into jobs: walks along rows, and runs of rows of regions.
 struct RegionMixCpu {
-  int64_t (*jobs)(const RegionMixParams&);
+  int64_t (*forward_jobs)(const RegionMixParams&);
+  int64_t (*backward_jobs)(const RegionMixParams&);
   int64_t (*workspace_bytes)(const RegionMixParams&);  // of the backward
   void (*forward)(const RegionMixParams&, int64_t begin, int64_t end);
   void (*backward)(const RegionMixParams&, int64_t begin, int64_t end);

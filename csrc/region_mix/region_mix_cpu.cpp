@@ -8,11 +8,9 @@ namespace {
 
 using Params = RegionMixParams;
 
-int64_t jobs(const Params& p) {
-  int64_t count = 0;
-  for_dtype(p.dtype, [&](auto x) { count = cut_of<decltype(x)>(p).jobs; });
-  return count;
-}
+int64_t forward_jobs(const Params& p) { return p.B * walks_per_image(p); }
+
+int64_t backward_jobs(const Params& p) { return rows_of(p).parts(); }
 
 int64_t workspace_bytes(const Params& p) {
   int64_t bytes = 0;
@@ -30,11 +28,9 @@ void backward(const Params& p, int64_t begin, int64_t end) {
 
 void reduce(const Params& p) {
   for_dtype(p.dtype, [&](auto x) {
-    using Scalar = typename Arithmetic<decltype(x)>::Scalar;
     const auto sums = sums_of<decltype(x)>(p);
     const int64_t taps = p.grad_weight ? p.side * p.side : 0;
-    for (int64_t tap = 0; tap < taps; ++tap)
-      sums.reduce(taps - 1 - tap, 1, p.C, static_cast<Scalar*>(p.grad_weight) + tap * p.C);
+    sums.reduce(0, taps, p.C, p.grad_weight);
     sums.reduce(taps, 1, p.C, p.grad_bias);
   });
 }
@@ -45,7 +41,8 @@ void reduce(const Params& p) {
 template <>
 const RegionMixCpu& cpu_table<RegionMixCpu, Isa::HYBRID_ISA>() {
   using namespace HYBRID_ISA;
-  static constexpr RegionMixCpu table{jobs, workspace_bytes, forward, backward, reduce};
+  static constexpr RegionMixCpu table{forward_jobs, backward_jobs, workspace_bytes,
+                                      forward,      backward,      reduce};
   return table;
 }
 

@@ -1,17 +1,11 @@
-#include "mix_rows.h"
+#include "backward_rows.h"
+#include "forward_rows.h"
 
 namespace hybrid {
 namespace HYBRID_ISA {
 
-template <>
-void region_mix_forward<double>(const RegionMixParams& p, int64_t begin, int64_t end) {
-  with_worker<double>(p, [&](auto&& worker) { worker.forward(begin, end); });
-}
-
-template <>
-void region_mix_backward<double>(const RegionMixParams& p, int64_t begin, int64_t end) {
-  with_worker<double>(p, [&](auto&& worker) { worker.backward(begin, end); });
-}
+template void region_mix_forward<double>(const RegionMixParams&, int64_t, int64_t);
+template void region_mix_backward<double>(const RegionMixParams&, int64_t, int64_t);
 
 }  // namespace HYBRID_ISA
 }  // namespace hybrid

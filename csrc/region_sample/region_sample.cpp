@@ -93,8 +93,9 @@ Gradients backward(const BackwardArguments& a, const Bytes& bytes, const Launch&
 Tensor forward_cpu(Tensor x, Tensor weight, Parameter bias) {
   return forward(x, weight, bias, [](const RegionSampleParams& p) {
     const RegionSampleCpu& kernels = cpu_table<RegionSampleCpu>();
-    torch::stable::parallel_for(
-        0, kernels.jobs(p), 1, [&](int64_t begin, int64_t end) { kernels.forward(p, begin, end); });
+    torch::stable::parallel_for(0, kernels.forward_jobs(p), 1, [&](int64_t begin, int64_t end) {
+      kernels.forward(p, begin, end);
+    });
   });
 }
 
@@ -104,7 +105,7 @@ Gradients backward_cpu(Tensor grad, Tensor x, Tensor weight, Parameter dx_init, 
   return backward({grad, x, weight, dx_init, need_x, need_weight, need_bias},
                   kernels.workspace_bytes, [&](const RegionSampleParams& p) {
                     torch::stable::parallel_for(
-                        0, kernels.jobs(p), 1,
+                        0, kernels.backward_jobs(p), 1,
                         [&](int64_t begin, int64_t end) { kernels.backward(p, begin, end); });
                     kernels.reduce(p);
                   });

@@ -34,9 +34,10 @@ struct RegionSampleParams {
   void* workspace;    // partial sums of the parameters' gradients
 };
 
-// CPU kernels. A launch is cut into jobs(): csrc/common/stencil/cut.h.
+// CPU kernels. A launch is cut into jobs: rows of regions, and runs of them.
 struct RegionSampleCpu {
-  int64_t (*jobs)(const RegionSampleParams&);
+  int64_t (*forward_jobs)(const RegionSampleParams&);
+  int64_t (*backward_jobs)(const RegionSampleParams&);
   int64_t (*workspace_bytes)(const RegionSampleParams&);  // of the backward
   void (*forward)(const RegionSampleParams&, int64_t begin, int64_t end);
   void (*backward)(const RegionSampleParams&, int64_t begin, int64_t end);

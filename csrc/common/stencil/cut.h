@@ -66,20 +66,22 @@ struct PartSums {
   int64_t terms, row, parts;
   Scalar* data;
 
+  PartSums(int64_t parts, int64_t terms, int64_t row, void* workspace)
+      : terms(terms), row(row), parts(parts), data(static_cast<Scalar*>(workspace)) {}
   PartSums(const Cut<T>& cut, int64_t terms, void* workspace)
-      : terms(terms),
-        row(cut.row_of_sums()),
-        parts(cut.parts()),
-        data(static_cast<Scalar*>(workspace)) {}
+      : PartSums(cut.parts(), terms, cut.row_of_sums(), workspace) {}
 
   int64_t bytes() const { return parts * terms * row * static_cast<int64_t>(sizeof(Scalar)); }
 
-  // Of a job: row `term` begins at at(job) + term * row.
-  Scalar* at(const Job& job) const { return data + job.part * terms * row + job.channel; }
+  // Of a part: row `term` begins at at(part) + term * row.
+  Scalar* at(int64_t part) const { return data + part * terms * row; }
+  Scalar* at(const Job& job) const { return at(job.part) + job.channel; }
 
   void clear(const Job& job, int64_t width) const {
     for (int64_t term = 0; term < terms; ++term) zero(at(job) + term * row, width);
   }
+
+  void clear(int64_t part) const { zero(at(part), terms * row); }
 
   // The sums of `count` terms from `first` on, over all parts, to `grad` (count, C) unless null.
   void reduce(int64_t first, int64_t count, int64_t C, void* grad) const {

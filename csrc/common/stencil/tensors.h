@@ -76,7 +76,7 @@ class Inputs {
   }
 
   const void* parameter(const Tensor& any) {
-    return kept_.emplace_back(torch::stable::contiguous(any)).const_data_ptr();
+    return kept_.emplace_back(as_contiguous(any)).const_data_ptr();
   }
   const void* parameter(const Parameter& any) { return any ? parameter(*any) : nullptr; }
 
