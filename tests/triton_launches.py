@@ -157,6 +157,15 @@ def depthwise(problem: str) -> None:
     op.dwconv_act_backward(x, x, weight, bias, "gelu", True, True, True)
 
 
+def downsample(problem: str, norm: bool) -> None:
+    from hybrid_kernels.triton import downsample_pair as op
+
+    x, vector = empty(8, 50, 50, 96, dtype=DTYPES[problem]), empty(96)
+    affine = [vector] * 2 if norm else [None] * 2
+    inputs = (x, empty(3, 3, 96), empty(5, 5, 96), *affine)
+    op.downsample_pair_backward(*op.downsample_pair(*inputs), *inputs, True, True, norm)
+
+
 def add_path(problem: str, norm: bool) -> None:
     from hybrid_kernels.triton import value_conv as op
 
@@ -199,6 +208,7 @@ CALLS: dict[str, tuple[Call, ...]] = {
     "atrous_partition": (partition,),
     "context_topk": (choose,),
     "conv_attention": (attention_of_generated_weights,),
+    "downsample_pair": (lambda p: downsample(p, True), lambda p: downsample(p, False)),
     "dwconv_act": (depthwise,),
     "gated_fuse": (fuse,),
     "multiscale_attention": (attention_over_segments,),

@@ -35,6 +35,11 @@ def strided(x: Tensor | None) -> tuple[Tensor, tuple[int, ...]] | None:
     return None if x is None else (x, x.stride())
 
 
+def dense(*parameters: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Contiguous parameters."""
+    return tuple(None if p is None else p.contiguous() for p in parameters)
+
+
 def new_gradient(x: Tensor, needed: bool, dtype: torch.dtype | None = None) -> Tensor:
     """A contiguous, uninitialised gradient of x; without elements if it is not needed."""
     return torch.empty(x.shape if needed else (0,), dtype=dtype or x.dtype, device=x.device)

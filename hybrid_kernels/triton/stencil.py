@@ -52,10 +52,16 @@ def place(pixel, H, W):
 
 
 @triton.jit
-def neighbour(x, image, i, j, H, W, c, mask, ACT: tl.constexpr = "none"):
-    """Pixels (i, j) of a map, activated; 0, which every activation keeps, outside it."""
+def neighbour(x, image, i, j, H, W, c, mask, ACT: tl.constexpr = "none", scale=None, shift=None):
+    """Pixels (i, j) of a map, normed and activated; 0 outside it.
+
+    scale and shift are values of the channels, or None for a map without a norm.
+    """
     inside = mask & ((i >= 0) & (i < H) & (j >= 0) & (j < W))[:, None]
-    return activate(load_pixels(x, image, i, j, c, inside), ACT)
+    value = load_pixels(x, image, i, j, c, inside)
+    if scale is not None:
+        value = tl.where(inside, value * scale[None, :] + shift[None, :], 0.0)
+    return activate(value, ACT)
 
 
 @triton.jit
@@ -74,14 +80,19 @@ def convolve(
     STRIDE: tl.constexpr,
     GAP: tl.constexpr,
     ACT: tl.constexpr = "none",
+    scale=None,
+    shift=None,
 ):
-    """Outputs (i, j): the sum of taps, GAP pixels apart, times what they see of ACT(x) (H, W)."""
+    """Outputs (i, j): the sum of taps, GAP pixels apart, times what they see of x (H, W).
+
+    Normed and activated as in `neighbour`.
+    """
     HALF: tl.constexpr = SIDE // 2
     total = tl.zeros(mask.shape, tl.float32)
     for u in tl.static_range(SIDE):
         for v in tl.static_range(SIDE):
             row, column = i * STRIDE + (u - HALF) * GAP, j * STRIDE + (v - HALF) * GAP
-            seen = neighbour(x, image, row, column, H, W, c, mask, ACT)
+            seen = neighbour(x, image, row, column, H, W, c, mask, ACT, scale, shift)
             total += seen * load_channels(taps, u * SIDE + v, c, C)[None, :]
     return total
 
@@ -141,13 +152,15 @@ def correlate(
     STRIDE: tl.constexpr,
     GAP: tl.constexpr,
     ACT: tl.constexpr = "none",
+    scale=None,
+    shift=None,
 ):
     """Add to row u * SIDE + v of sums what outputs (i, j) give to the gradient of tap (u, v)."""
     HALF: tl.constexpr = SIDE // 2
     for u in tl.static_range(SIDE):
         for v in tl.static_range(SIDE):
             row, column = i * STRIDE + (u - HALF) * GAP, j * STRIDE + (v - HALF) * GAP
-            seen = neighbour(x, image, row, column, H, W, c, mask, ACT)
+            seen = neighbour(x, image, row, column, H, W, c, mask, ACT, scale, shift)
             sums = add_row(sums, dy * seen, u * SIDE + v)
     return sums
 

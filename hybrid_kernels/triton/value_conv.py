@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hybrid_kernels.triton.launch import launch
 from hybrid_kernels.triton.maps import (
+    dense,
     load_channels,
     load_pixels,
     new_gradient,
@@ -159,7 +160,7 @@ def value_conv(
         out,
         strided(out),
         strided(v),
-        *_dense(weight, bias, scale, shift),
+        *dense(weight, bias, scale, shift),
         y,
         H,
         W,
@@ -188,7 +189,7 @@ def value_conv_backward(
     What is not needed comes back with shape (0,). Raises RuntimeError for float64.
     """
     B, H, W, C = out.shape
-    parameters = _dense(weight, bias, scale, shift)
+    parameters = dense(weight, bias, scale, shift)
     sizes = (H, W, B * H * W)
     needs_sums = need_parameters or need_affine
     keeps_dz = need_out or (need_v and scale is not None)
@@ -228,7 +229,3 @@ def value_conv_backward(
         if need_affine:
             grads[2:] = total[10].clone(), total[11].clone()
     return dz if need_out else new_gradient(out, False), grad_v, *grads
-
-
-def _dense(*parameters: Tensor | None) -> tuple[Tensor | None, ...]:
-    return tuple(None if p is None else p.contiguous() for p in parameters)
