@@ -1,8 +1,9 @@
 // A block of tokens of one image against all heads and queries, in vector code.
 //
-// With so few queries the op waits for memory. Tokens are therefore read in the order in which they
-// lie there: tile by tile, all heads of a tile before the next one, whose rows are fetched beside
-// the arithmetic. Gradients are collected for a tile and leave it in one piece.
+// With so few queries the op waits for memory. Tokens are therefore read once, in the order in
+// which they lie there: tile by tile, keys and values of all heads of a tile before the next one.
+// Weights are relative to a base per head and query, which follows the largest score at a distance,
+// so that it seldom moves. Gradients are collected for a tile and leave it in one piece.
 #pragma once
 
 #include "../common/aligned_buffer.h"
@@ -16,34 +17,50 @@ namespace {
 using SingleQueryParams = SingleQueryAttentionParams;
 
 constexpr float kLog2E = 1.44269504f, kLn2 = 0.693147181f;
+constexpr int kTilesAhead = 2;  // that tokens are fetched before their turn
+constexpr float kSlack = 8;     // of scores above their base: weights are at most 2^kSlack
 
 inline int64_t row_floats(const SingleQueryParams& p) { return p.dv + 2; }
 
-// Partial result of a block, head and query: largest score (base 2), sum of exponentials, and the
-// values weighed by them.
+// Partial result of a block, head and query: base of the scores (base 2), sum of the weights, and
+// the values weighed by them.
 inline float* partial_row(const SingleQueryParams& p, int64_t block, int head, int query) {
   return static_cast<float*>(p.workspace) + ((block * p.h + head) * p.G + query) * row_floats(p);
 }
 
-template <class T>
+template <class T, class Arith>
 class TokenBlock {
+  using Rows = TileRows<T, Arith>;
+
  public:
   explicit TokenBlock(const SingleQueryParams& p)
       : p_(p),
         rows_(p.h * p.G),
+        steps_(ceil_div<int>(p.G, Arith::kPerWord)),
+        key_words_(round_up_to_lanes(ceil_div<int>(p.d, Arith::kPerWord))),
+        value_words_(round_up_to_lanes(ceil_div<int>(p.dv, Arith::kPerWord))),
         key_floats_(round_up_to_lanes(p.d)),
         value_floats_(round_up_to_lanes(p.dv)),
         scale_(static_cast<float>(p.scale)),
         scale_log2_(static_cast<float>(p.scale * 1.4426950408889634)),
         is_excluded_(p.excluded ? p.N : 0),
         mask_(kTokenBlock),
-        q_(rows_ * key_floats_),
-        s_(rows_ * kTokenBlock),
+        key_offsets_(kLanes),
+        value_offsets_(kLanes),
+        queries_(rows_ * key_words_),
+        weights_((is_backward() ? p.G : rows_) * kLanes),
+        token_words_(kPairs ? p.G * kLanes : 0),
         sums_(rows_ * std::max(key_floats_, value_floats_)),
-        g_(is_backward() ? rows_ * value_floats_ : 0),
+        totals_(is_backward() ? 0 : rows_ * kLanes),
+        bases_(is_backward() ? 0 : rows_),
+        limits_(is_backward() ? 0 : rows_),
+        grads_(is_backward() ? rows_ * value_words_ : 0),
+        query_rows_(kPairs && is_backward() ? p.h * steps_ * 2 * key_words_ : 0),
+        grad_rows_(kPairs && is_backward() ? p.h * steps_ * 2 * value_words_ : 0),
+        query_words_(kPairs && is_backward() ? 2 * steps_ * kLanes : 0),
         lse_(is_backward() ? rows_ : 0),
         delta_(is_backward() ? rows_ : 0),
-        ds_(is_backward() ? p.G * kLanes : 0),
+        score_grads_(is_backward() ? p.G * kLanes : 0),
         grad_k_(p.grad_k ? kLanes * p.h * p.d : 0),
         grad_v_(p.grad_v ? kLanes * p.h * p.dv : 0) {}
 
@@ -51,28 +68,28 @@ class TokenBlock {
 
   void forward(int64_t block) {
     begin(block);
-    for (int tile = 0; tile < tiles_; ++tile)
-      for (int head = 0; head < p_.h; ++head) {
-        prefetch(tile + 1 < tiles_ ? p_.k : p_.v, (tile + 1) % tiles_ * kLanes, head);
-        tile_scores(scores(head, tile), queries(head), p_.G, rows(p_.k, p_.d, tile, head));
-      }
-    for (int row = 0; row < rows_; ++row)
-      exponentials(s_ + row * kTokenBlock, partial_row(p_, block, 0, row));
     clear_sums(value_floats_);
-    for (int tile = 0; tile < tiles_; ++tile)
-      for (int head = 0; head < p_.h; ++head) {
-        prefetch(tile + 1 < tiles_ ? p_.v : p_.k, (tile + 1) * kLanes, head);
-        add_tokens(sums(head, value_floats_), scores(head, tile), p_.G,
-                   rows(p_.v, p_.dv, tile, head));
-      }
-    for (int row = 0; row < rows_; ++row)
-      std::copy_n(sums_ + row * value_floats_, p_.dv, partial_row(p_, block, 0, row) + 2);
+    std::fill_n(static_cast<float*>(totals_), rows_ * kLanes, 0.f);
+    std::fill_n(static_cast<float*>(bases_), rows_, 0.f);
+    std::fill_n(static_cast<float*>(limits_), rows_, -__builtin_inff());
+    for (int tile = 0; tile < tiles_; ++tile) {
+      begin_tile(tile);
+      forward_tile(tile);
+    }
+    for (int row = 0; row < rows_; ++row) {
+      float* partial = partial_row(p_, block, 0, row);
+      const bool has_key = limits_[row] != -__builtin_inff();
+      partial[0] = has_key ? bases_[row] : -__builtin_inff();
+      partial[1] = sum(load(totals_ + row * kLanes));
+      std::copy_n(sums_ + row * value_floats_, p_.dv, partial + 2);
+    }
   }
 
   void backward(int64_t block) {
     begin(block);
     clear_sums(key_floats_);
     for (int tile = 0; tile < tiles_; ++tile) {
+      begin_tile(tile);
       for (int head = 0; head < p_.h; ++head) backward_tile(tile, head);
       send(p_.grad_k, grad_k_, tile, p_.d);
       send(p_.grad_v, grad_v_, tile, p_.dv);
@@ -84,6 +101,8 @@ class TokenBlock {
   }
 
  private:
+  static constexpr bool kPairs = Arith::kPerWord == 2;
+
   bool is_backward() const { return p_.grad_out.data; }
 
   // Which tokens, and which of them are no keys: 0 or -inf in each lane.
@@ -102,7 +121,10 @@ class TokenBlock {
   void begin_image(int64_t image) {
     const bool same_queries = image_ >= 0 && p_.shared;
     image_ = image;
-    if (!same_queries) gather(p_.query, p_.d, q_, key_floats_);
+    if (!same_queries) {
+      gather(p_.query, p_.d, queries_, key_words_);
+      if (kPairs && is_backward()) gather_pairs(p_.query, p_.d, query_rows_, key_words_);
+    }
     if (p_.excluded) {
       std::fill_n(static_cast<char*>(is_excluded_), p_.N, 0);
       const int64_t* exclude = p_.exclude + image * p_.excluded;
@@ -111,133 +133,214 @@ class TokenBlock {
     if (is_backward()) gather_grads();
   }
 
-  // Queries, or gradients of the output, of the image: [head][query][channel].
-  void gather(const AttentionTokens& tokens, int e, float* to, int64_t step) {
+  // Queries, or gradients of the output, of the image: [head][query][word].
+  void gather(const AttentionTokens& tokens, int e, float* to, int64_t words) {
     for (int head = 0; head < p_.h; ++head)
-      for (int g = 0; g < p_.G; ++g, to += step)
-        for (int c = 0; c < e; c += kLanes)
-          store(to + c, FloatArith::load_words(row<T>(tokens, g, head), c, e));
+      for (int g = 0; g < p_.G; ++g, to += words)
+        for (int word = 0; word < words; word += kLanes)
+          store(to + word, Arith::load_words(row(tokens, g, head), word, e));
+  }
+
+  // The same in words of two queries: [head][pair of queries][channel].
+  void gather_pairs(const AttentionTokens& tokens, int e, float* to, int64_t words) {
+    if constexpr (kPairs)
+      for (int head = 0; head < p_.h; ++head)
+        for (int g = 0; g < p_.G; g += 2)
+          for (int word = 0; word < words; word += kLanes, to += 2 * kLanes) {
+            const F low = Arith::load_words(row(tokens, g, head), word, e);
+            const bool has_next = g + 1 < p_.G;
+            const F high = has_next ? Arith::load_words(row(tokens, g + 1, head), word, e) : zero();
+            F first, second;
+            Arith::interleave(low, high, first, second);
+            store(to, first);
+            store(to + kLanes, second);
+          }
   }
 
   // With D = <grad_out, out> and the log-sum-exp (base 2) of every head and query.
   void gather_grads() {
-    gather(p_.grad_out, p_.dv, g_, value_floats_);
+    gather(p_.grad_out, p_.dv, grads_, value_words_);
+    gather_pairs(p_.grad_out, p_.dv, grad_rows_, value_words_);
     const float* lse = static_cast<const float*>(p_.lse) + image_ * rows_;
     for (int head = 0; head < p_.h; ++head)
       for (int g = 0; g < p_.G; ++g) {
-        const int row = head * p_.G + g;
         const T* out = static_cast<const T*>(p_.out) + ((image_ * p_.G + g) * p_.h + head) * p_.dv;
+        const T* grad = row(p_.grad_out, g, head);
         F delta = zero();
         for (int c = 0; c < p_.dv; c += kLanes)
-          delta =
-              fma(load(g_ + row * value_floats_ + c), FloatArith::load_words(out, c, p_.dv), delta);
-        delta_[row] = sum(delta);
-        lse_[row] = lse[row] * kLog2E;
+          delta = fma(FloatArith::load_words(grad, c, p_.dv), FloatArith::load_words(out, c, p_.dv),
+                      delta);
+        delta_[head * p_.G + g] = sum(delta);
+        lse_[head * p_.G + g] = lse[head * p_.G + g] * kLog2E;
       }
   }
 
-  template <class Element>
-  const Element* row(const AttentionTokens& tokens, int64_t token, int head) const {
-    return static_cast<const Element*>(tokens.data) + image_ * tokens.stride[0] +
+  // Where the rows of the tile's tokens lie, the last one's also for those behind the image.
+  void begin_tile(int tile) {
+    count_ = std::min(kLanes, tokens_ - tile * kLanes);
+    for (int t = 0; t < kLanes; ++t) {
+      key_offsets_[t] = std::min(t, count_ - 1) * p_.k.stride[1];
+      value_offsets_[t] = std::min(t, count_ - 1) * p_.v.stride[1];
+    }
+  }
+
+  const T* row(const AttentionTokens& tokens, int64_t token, int head) const {
+    return static_cast<const T*>(tokens.data) + image_ * tokens.stride[0] +
            token * tokens.stride[1] + head * tokens.stride[2];
   }
+  Rows keys(int tile, int head) const {
+    return {row(p_.k, first_ + tile * kLanes, head), key_offsets_, p_.d};
+  }
+  Rows values(int tile, int head) const {
+    return {row(p_.v, first_ + tile * kLanes, head), value_offsets_, p_.dv};
+  }
 
-  TileRows<T> rows(const AttentionTokens& tokens, int e, int tile, int head) const {
-    return {row<T>(tokens, first_ + tile * kLanes, head), tokens.stride[1],
-            std::min(kLanes, tokens_ - tile * kLanes), e};
+  // Fetches the rows of a head some tiles ahead, unless the image ends before. Rows shorter than a
+  // line share it with the head before. Inlined: g++ drops calls of what does nothing but prefetch.
+  __attribute__((always_inline)) void prefetch(const AttentionTokens& tokens, int e, int tile,
+                                               int head) const {
+    const int64_t first = first_ + (tile + kTilesAhead) * kLanes;
+    const int64_t step = tokens.stride[1] * sizeof(T);
+    const uintptr_t bytes = e * sizeof(T);
+    const char* at = reinterpret_cast<const char*>(row(tokens, first, head));
+    const bool is_fetched = head > 0 && reinterpret_cast<uintptr_t>(at) % 64 >= bytes;
+    if (is_fetched || first + kLanes > p_.N) return;
+#pragma GCC unroll 16
+    for (int t = 0; t < kLanes; ++t)
+      for (uintptr_t line = 0; line < bytes; line += 64)
+        __builtin_prefetch(at + t * step + line, 0, 3);
   }
-  QueryRows queries(int head) const { return {q_ + head * p_.G * key_floats_, key_floats_}; }
-  QueryRows grads(int head) const { return {g_ + head * p_.G * value_floats_, value_floats_}; }
-  QueryRows scores(int head, int tile) const {
-    return {s_ + head * p_.G * kTokenBlock + tile * kLanes, kTokenBlock};
+
+  WordTable queries(int head) const { return {queries_ + head * p_.G * key_words_, key_words_}; }
+  WordTable grads(int head) const { return {grads_ + head * p_.G * value_words_, value_words_}; }
+  // In words along queries, as expand_queries takes them.
+  WordTable query_rows(int head) const {
+    if constexpr (!kPairs) return queries(head);
+    return {query_rows_ + head * steps_ * 2 * key_words_, 2 * key_words_};
   }
-  QueryRows sums(int head, int64_t step) const { return {sums_ + head * p_.G * step, step}; }
+  WordTable grad_rows(int head) const {
+    if constexpr (!kPairs) return grads(head);
+    return {grad_rows_ + head * steps_ * 2 * value_words_, 2 * value_words_};
+  }
+  WordTable token_words(WordTable weights) const {
+    return pair_tokens<Arith>({token_words_, kLanes}, weights, p_.G);
+  }
+  WordTable weights(int head = 0) const { return {weights_ + head * p_.G * kLanes, kLanes}; }
+  WordTable sums(int head, int64_t step) const { return {sums_ + head * p_.G * step, step}; }
   void clear_sums(int64_t step) { std::fill_n(static_cast<float*>(sums_), rows_ * step, 0.f); }
 
-  // The rows of a head in the tile at token `first` of the block, unless the image ends before.
-  void prefetch(const AttentionTokens& tokens, int64_t first, int head) const {
-    const int64_t left = p_.N - first_ - first;
-    const char* at = reinterpret_cast<const char*>(row<T>(tokens, first_ + first, head));
-    const int64_t step = tokens.stride[1] * sizeof(T);
-    const int bytes = (&tokens == &p_.k ? p_.d : p_.dv) * sizeof(T);
-    for (int t = 0; t < kLanes && t < left; ++t, at += step)
-      for (int line = 0; line < bytes; line += 64) __builtin_prefetch(at + line, 0, 2);
+  // All heads' scores before the first weight, so that the steps of one head wait beside others'.
+  void forward_tile(int tile) {
+    for (int head = 0; head < p_.h; ++head) {
+      prefetch(p_.k, p_.d, tile, head);
+      tile_scores(weights(head), queries(head), p_.G, keys(tile, head));
+    }
+    weigh(load(mask_ + tile * kLanes));
+    for (int head = 0; head < p_.h; ++head) {
+      if (!p_.values_are_keys) prefetch(p_.v, p_.dv, tile, head);
+      add_tokens(sums(head, value_floats_), token_words(weights(head)), p_.G, values(tile, head));
+    }
   }
 
-  // Exponentials of a query's scores in place; their base and sum to partial[0] and partial[1].
-  void exponentials(float* s, float* partial) {
-    F top = broadcast(-__builtin_inff()), total = zero();
-    for (int i = 0; i < tiles_ * kLanes; i += kLanes) {
-      const F x = fma(load(s + i), broadcast(scale_log2_), load(mask_ + i));
-      store(s + i, x);
-      top = max(top, x);
+  // Scores of a tile to weights, in place.
+  void weigh(F mask) {
+    F excess = broadcast(-__builtin_inff());
+    for (int row = 0; row < rows_; ++row) {
+      const F x = fma(load(weights()[row]), broadcast(scale_log2_), mask);
+      store(weights()[row], x);
+      excess = max(x - broadcast(limits_[row]), excess);
     }
-    const float base = largest(top);
-    partial[0] = base;
-    const F b = broadcast(base == -__builtin_inff() ? 0.f : base);  // nothing but excluded tokens
-    for (int i = 0; i < tiles_ * kLanes; i += kLanes) {
-      const F x = exp2(load(s + i) - b);
-      total = total + x;
-      store(s + i, x);
+    if (largest(excess) > 0)
+      for (int row = 0; row < rows_; ++row) raise(row, largest(load(weights()[row])));
+    for (int row = 0; row < rows_; ++row) {
+      const F x = Arith::exp(load(weights()[row]) - broadcast(bases_[row]));
+      store(weights()[row], x);
+      float* total = totals_ + row * kLanes;
+      store(total, load(total) + x);
     }
-    partial[1] = sum(total);
+  }
+
+  // Makes `top` the base of a row, should it lie above the limit.
+  void raise(int row, float top) {
+    if (!(top > limits_[row])) return;
+    const F factor = exp2(broadcast(bases_[row] - top));
+    float* total = totals_ + row * kLanes;
+    if (limits_[row] != -__builtin_inff()) {
+      store(total, load(total) * factor);
+      for (float* x = sums_ + row * value_floats_; x < sums_ + (row + 1) * value_floats_;
+           x += kLanes)
+        store(x, load(x) * factor);
+    }
+    bases_[row] = top;
+    limits_[row] = top + kSlack;
   }
 
   void backward_tile(int tile, int head) {
-    const TileRows<T> keys = rows(p_.k, p_.d, tile, head), values = rows(p_.v, p_.dv, tile, head);
-    const QueryRows weights{s_, kLanes}, score_grads{ds_, kLanes};
-    const int head_row = head * p_.G;
-    prefetch(p_.k, (tile + 1) * kLanes, head);
-    if (!p_.values_are_keys) prefetch(p_.v, (tile + 1) * kLanes, head);
-    tile_scores(weights, queries(head), p_.G, keys);
+    const WordTable score_grads{score_grads_, kLanes};
+    const int first = head * p_.G;
+    prefetch(p_.k, p_.d, tile, head);
+    if (!p_.values_are_keys) prefetch(p_.v, p_.dv, tile, head);
+    tile_scores(weights(), queries(head), p_.G, keys(tile, head));
     const F mask = load(mask_ + tile * kLanes);
     for (int g = 0; g < p_.G; ++g) {
-      const F x = fma(load(weights[g]), broadcast(scale_log2_), mask);
-      store(weights[g], exp2(x - broadcast(lse_[head_row + g])));
+      const F x = fma(load(weights()[g]), broadcast(scale_log2_), mask);
+      store(weights()[g], Arith::exp(x - broadcast(lse_[first + g])));
     }
+    const Weighted from_weights{pair_queries<Arith>({query_words_, kLanes}, weights(), p_.G),
+                                grad_rows(head)};
     if (p_.grad_v)
-      expand_queries(grad_v_ + head * p_.dv, p_.h * p_.dv, {{weights, grads(head)}}, p_.G,
-                     values.count, p_.dv);
+      expand_queries<Arith>(grad_v_ + head * p_.dv, p_.h * p_.dv, {from_weights}, steps_, count_,
+                            p_.dv);
     if (!p_.grad_k && !p_.grad_query) return;
-    tile_scores(score_grads, grads(head), p_.G, values);
+    tile_scores(score_grads, grads(head), p_.G, values(tile, head));
     for (int g = 0; g < p_.G; ++g) {
-      const F x = load(weights[g]) * (load(score_grads[g]) - broadcast(delta_[head_row + g]));
+      const F x = load(weights()[g]) * (load(score_grads[g]) - broadcast(delta_[first + g]));
       store(score_grads[g], x * broadcast(scale_));
     }
+    const Weighted from_scores{
+        pair_queries<Arith>({query_words_ + steps_ * kLanes, kLanes}, score_grads, p_.G),
+        query_rows(head)};
     T* grad_k = grad_k_ + head * p_.d;
     if (p_.grad_k && p_.values_are_keys)
-      expand_queries(grad_k, p_.h * p_.d, {{score_grads, queries(head)}, {weights, grads(head)}},
-                     p_.G, keys.count, p_.d);
+      expand_queries<Arith>(grad_k, p_.h * p_.d, {from_scores, from_weights}, steps_, count_, p_.d);
     else if (p_.grad_k)
-      expand_queries(grad_k, p_.h * p_.d, {{score_grads, queries(head)}}, p_.G, keys.count, p_.d);
-    if (p_.grad_query) add_tokens(sums(head, key_floats_), score_grads, p_.G, keys);
+      expand_queries<Arith>(grad_k, p_.h * p_.d, {from_scores}, steps_, count_, p_.d);
+    if (p_.grad_query)
+      add_tokens(sums(head, key_floats_), token_words(score_grads), p_.G, keys(tile, head));
   }
 
   // A tile of gradients to its place in a contiguous (B, N, h, e), unless not asked for.
   void send(void* grad, const T* tile_grads, int tile, int e) const {
     if (!grad) return;
     const int64_t token = p_.h * static_cast<int64_t>(e), first = first_ + tile * kLanes;
-    const int64_t count = std::min<int64_t>(kLanes, p_.N - first);
     copy_streaming(static_cast<T*>(grad) + (image_ * p_.N + first) * token, tile_grads,
-                   count * token * sizeof(T));
+                   count_ * token * sizeof(T));
   }
 
   const SingleQueryParams& p_;
-  const int rows_;  // pairs of a head and a query
-  const int64_t key_floats_, value_floats_;
+  const int rows_;   // pairs of a head and a query
+  const int steps_;  // words along the queries
+  const int64_t key_words_, value_words_, key_floats_, value_floats_;
   const float scale_, scale_log2_;
-  AlignedBuffer<char> is_excluded_;  // of every token of the image
-  AlignedBuffer<float> mask_;        // of each token of the block, added to its scores
-  AlignedBuffer<float> q_;           // queries: [head][query][channel]
-  AlignedBuffer<float> s_;           // scores, then weights: [head][query][token], or of one tile
-  AlignedBuffer<float> sums_;        // of values or keys: [head][query][channel]
-  AlignedBuffer<float> g_;           // gradients of the output: [head][query][channel]
+  AlignedBuffer<char> is_excluded_;                     // of every token of the image
+  AlignedBuffer<float> mask_;                           // of each token of the block
+  AlignedBuffer<int64_t> key_offsets_, value_offsets_;  // of the tile's rows
+  AlignedBuffer<float> queries_;                        // [head][query][word]
+  AlignedBuffer<float> weights_;                 // of a tile, scores at first: [query][token]
+  AlignedBuffer<float> token_words_;             // in pairs along tokens: [query][pair]
+  AlignedBuffer<float> sums_;                    // of values or keys: [head][query][channel]
+  AlignedBuffer<float> totals_;                  // of weights: [head][query][lane]
+  AlignedBuffer<float> bases_, limits_;          // of scores (base 2): [head][query]
+  AlignedBuffer<float> grads_;                   // gradients of the output: [head][query][word]
+  AlignedBuffer<float> query_rows_, grad_rows_;  // in pairs: [head][pair of queries][channel]
+  AlignedBuffer<float> query_words_;             // weights, score gradients in pairs: [pair][token]
   AlignedBuffer<float> lse_, delta_;
-  AlignedBuffer<float> ds_;           // scaled gradients of the scores of one tile
+  AlignedBuffer<float> score_grads_;  // scaled gradients of the scores of one tile
   AlignedBuffer<T> grad_k_, grad_v_;  // of one tile: [token][head][channel]
 
   int64_t image_ = -1, first_ = 0;
-  int tokens_ = 0, tiles_ = 0;
+  int tokens_ = 0, tiles_ = 0;  // of the block
+  int count_ = 0;               // tokens of the tile
 };
 
 }  // namespace

@@ -1,7 +1,9 @@
-// The arithmetic of one tile: kLanes tokens of one head against a few queries, all in float32.
+// The arithmetic of one tile: kLanes tokens of one head against a few queries, summed in float32.
 //
-// Products that sum over channels (scores) have the tokens in the lanes: the tile is transposed in
-// registers on its way in. Products that sum over tokens or over queries have the channels there.
+// Sums over channels (scores) end with the tokens in the lanes: many queries share a transposition
+// of the tile in registers, few queries take horizontal sums. Sums over tokens or over queries have
+// the channels there. An Arith says what a word is: a float, or a pair of bf16, whose products are
+// exact; weights are then rounded to bf16.
 #pragma once
 
 #include <algorithm>
@@ -12,26 +14,32 @@ namespace hybrid {
 namespace HYBRID_ISA {
 namespace {
 
-// Rows of e elements of neighbouring tokens, of which `count` exist.
-template <class T>
+// Rows of e elements: token t's lies offsets[t] elements behind `first`. Where the image ends
+// within the tile, its last token stands for the missing ones, whose weights are zero.
+template <class T, class ArithT>
 struct TileRows {
+  using Arith = ArithT;
   const T* first;
-  int64_t step;
-  int count, e;
+  const int64_t* offsets;
+  int e;
 
-  const T* operator[](int token) const { return first + token * step; }
-  F load(int token, int channel) const {
-    return FloatArith::load_words((*this)[token], channel, e);
+  // From word `word` on; zeros behind the end, unless that is known to be far.
+  template <bool kFar>
+  F words(int token, int word) const {
+    const T* row = first + offsets[token];
+    if constexpr (kFar) return Arith::load_vector(row, word);
+    return Arith::load_words(row, word, e);
   }
-  bool is_whole(int channel) const { return count == kLanes && e - channel >= kLanes; }
+  int vectors() const { return ceil_div(e, kLanes * Arith::kPerWord); }
+  bool is_far(int word) const { return e - word * Arith::kPerWord >= kLanes * Arith::kPerWord; }
 };
 
-// Rows [query][...] of floats, `step` apart.
-struct QueryRows {
+// Rows of words, `step` apart.
+struct WordTable {
   float* first;
   int64_t step;
 
-  float* operator[](int query) const { return first + query * step; }
+  float* operator[](int row) const { return first + row * step; }
 };
 
 // call(first, Int<R>) for blocks of 8, 4, 2 and 1 of a few rows.
@@ -58,75 +66,175 @@ inline __attribute__((always_inline)) F chain_sum(const F (&chains)[N]) {
   return total;
 }
 
-// scores[g][t] = <queries[g], tokens[t]>; queries are padded with zeros to whole vectors.
-template <class T>
-inline void tile_scores(QueryRows scores, QueryRows queries, int number,
-                        const TileRows<T>& tokens) {
-  for (int channel = 0; channel < tokens.e; channel += kLanes) {
-    F columns[kLanes];
-    if (tokens.is_whole(channel)) {
+// The vectors of words from `word` on of all tokens.
+template <bool kFar, class Rows>
+inline __attribute__((always_inline)) void load_tile(F (&vectors)[kLanes], const Rows& tokens,
+                                                     int word) {
 #pragma GCC unroll 16
-      for (int t = 0; t < kLanes; ++t) columns[t] = load(tokens[t] + channel);
-    } else {
-      for (int t = 0; t < kLanes; ++t)
-        columns[t] = tokens.load(std::min(t, tokens.count - 1), channel);
-    }
-    transpose(columns);
-    for_few(number, [&](int g, auto block) __attribute__((always_inline)) {
-      constexpr int R = decltype(block)::value;
-      F sums[R][kChains<R>] = {};
+  for (int t = 0; t < kLanes; ++t) vectors[t] = tokens.template words<kFar>(t, word);
+}
+
+// scores[g][t] (+)= the product of words [word, word + kLanes) of query g and token t.
+template <class Arith>
+inline __attribute__((always_inline)) void add_scores(WordTable scores, WordTable queries,
+                                                      int number, const F (&columns)[kLanes],
+                                                      int word) {
+  for_few(number, [&](int g, auto block) __attribute__((always_inline)) {
+    constexpr int R = decltype(block)::value;
+    F sums[R][kChains<R>] = {};
 #pragma GCC unroll 16
-      for (int c = 0; c < kLanes; ++c)
-#pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) {
-          F& sum = sums[r][c % kChains<R>];
-          sum = fma(columns[c], broadcast(queries[g + r][channel + c]), sum);
-        }
+    for (int i = 0; i < kLanes; ++i)
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
-        const F sum = chain_sum(sums[r]);
-        store(scores[g + r], channel == 0 ? sum : load(scores[g + r]) + sum);
+        F& sum = sums[r][i % kChains<R>];
+        sum = Arith::dot(sum, broadcast(queries[g + r][word + i]), columns[i]);
       }
-    });
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const F sum = chain_sum(sums[r]);
+      store(scores[g + r], word == 0 ? sum : load(scores[g + r]) + sum);
+    }
+  });
+}
+
+// For many queries: one transposition for each vector of words.
+template <class Rows>
+inline void scores_by_columns(WordTable scores, WordTable queries, int number, const Rows& tokens) {
+  for (int i = 0; i < tokens.vectors(); ++i) {
+    const int word = i * kLanes;
+    F columns[kLanes];
+    tokens.is_far(word) ? load_tile<true>(columns, tokens, word)
+                        : load_tile<false>(columns, tokens, word);
+    transpose(columns);
+    add_scores<typename Rows::Arith>(scores, queries, number, columns, word);
   }
 }
 
-// sums[g] += sum over t of weights[g][t] * tokens[t]; sums are whole vectors.
-template <class T>
-inline void add_tokens(QueryRows sums, QueryRows weights, int number, const TileRows<T>& tokens) {
-  for (int channel = 0; channel < tokens.e; channel += kLanes)
-    for_few(number, [&](int g, auto block) __attribute__((always_inline)) {
-      constexpr int R = decltype(block)::value;
-      F acc[R][kChains<R>] = {};
-      const auto add = [&](int t, F row) __attribute__((always_inline)) {
-#pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) {
-          F& sum = acc[r][t % kChains<R>];
-          sum = fma(row, broadcast(weights[g + r][t]), sum);
-        }
-      };
-      if (tokens.is_whole(channel)) {
+// For few queries: horizontal sums for each query.
+template <class Rows>
+inline void scores_by_sums(WordTable scores, WordTable queries, int number, const Rows& tokens) {
+  for (int g = 0; g < number; ++g) {
+    F products[kLanes] = {};
+    for (int i = 0; i < tokens.vectors(); ++i) {
+      const int word = i * kLanes;
+      const F query = load(queries[g] + word);
+      const auto add = [&](auto is_far) __attribute__((always_inline)) {
+        F vectors[kLanes];
+        load_tile<decltype(is_far)::value>(vectors, tokens, word);
 #pragma GCC unroll 16
-        for (int t = 0; t < kLanes; ++t) add(t, load(tokens[t] + channel));
-      } else {
-        for (int t = 0; t < tokens.count; ++t) add(t, tokens.load(t, channel));
-      }
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) {
-        float* sum = sums[g + r] + channel;
-        store(sum, load(sum) + chain_sum(acc[r]));
-      }
-    });
+        for (int t = 0; t < kLanes; ++t)
+          products[t] = Rows::Arith::dot(products[t], query, vectors[t]);
+      };
+      tokens.is_far(word) ? add(std::true_type{}) : add(std::false_type{});
+    }
+    store(scores[g], sums(products));
+  }
 }
 
-// Weights [query][token] and what they weigh [query][channel].
+// scores[g][t] = <queries[g], tokens[t]>; queries are padded with zeros to whole vectors of words.
+// A transposition costs about what the sums of a query do.
+template <class Rows>
+inline void tile_scores(WordTable scores, WordTable queries, int number, const Rows& tokens) {
+  number <= tokens.vectors() ? scores_by_sums(scores, queries, number, tokens)
+                             : scores_by_columns(scores, queries, number, tokens);
+}
+
+// weights [query][token] -> words of neighbouring queries, [pair of queries][token].
+template <class Arith>
+inline WordTable pair_queries(WordTable words, WordTable weights, int number) {
+  if constexpr (Arith::kPerWord == 1) {
+    return weights;
+  } else {
+    for (int g = 0; g < number; g += 2)
+      store(words[g / 2],
+            Arith::pack(load(weights[g]), g + 1 < number ? load(weights[g + 1]) : zero()));
+    return words;
+  }
+}
+
+// weights [query][token] -> words of neighbouring tokens, [query][pair of tokens].
+template <class Arith>
+inline WordTable pair_tokens(WordTable words, WordTable weights, int number) {
+  if constexpr (Arith::kPerWord == 1) {
+    return weights;
+  } else {
+    for (int g = 0; g < number; ++g)
+      store(reinterpret_cast<typename Arith::Element*>(words[g]), load(weights[g]));
+    return words;
+  }
+}
+
+// C vectors of channels, from `channel` on, of the tokens that make word `step`.
+template <bool kFar, int C, class Rows>
+inline __attribute__((always_inline)) void load_channels(F (&rows)[C], const Rows& tokens, int step,
+                                                         int channel) {
+  using Arith = typename Rows::Arith;
+  if constexpr (Arith::kPerWord == 1) {
+#pragma GCC unroll 2
+    for (int j = 0; j < C; ++j) rows[j] = tokens.template words<kFar>(step, channel + j * kLanes);
+  } else {
+    constexpr bool kWhole = kFar && C == 2;
+    F vectors[2];
+    Arith::interleave(tokens.template words<kWhole>(2 * step, channel / 2),
+                      tokens.template words<kWhole>(2 * step + 1, channel / 2), vectors[0],
+                      vectors[1]);
+#pragma GCC unroll 2
+    for (int j = 0; j < C; ++j) rows[j] = vectors[j];
+  }
+}
+
+template <bool kFar, int C, class Rows>
+inline void add_channels(WordTable sums, WordTable weights, int number, const Rows& tokens,
+                         int channel) {
+  using Arith = typename Rows::Arith;
+  for_few(number, [&](int g, auto block) __attribute__((always_inline)) {
+    constexpr int R = decltype(block)::value;
+    F acc[R][C][kChains<R>] = {};
+#pragma GCC unroll 16
+    for (int step = 0; step < kLanes / Arith::kPerWord; ++step) {
+      F rows[C];
+      load_channels<kFar>(rows, tokens, step, channel);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        const F weight = broadcast(weights[g + r][step]);
+#pragma GCC unroll 2
+        for (int j = 0; j < C; ++j) {
+          F& sum = acc[r][j][step % kChains<R>];
+          sum = Arith::dot(sum, weight, rows[j]);
+        }
+      }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 2
+      for (int j = 0; j < C; ++j) {
+        float* sum = sums[g + r] + channel + j * kLanes;
+        store(sum, load(sum) + chain_sum(acc[r][j]));
+      }
+  });
+}
+
+// sums[g] += sum over t of weights[g][t] * tokens[t]; weights as pair_tokens gives them, sums are
+// whole vectors.
+template <class Rows>
+inline void add_tokens(WordTable sums, WordTable weights, int number, const Rows& tokens) {
+  constexpr int C = kLanes == 16 ? 2 : 1;  // vectors of 8 sums that the registers hold
+  int channel = 0;
+  for (; tokens.e - channel >= C * kLanes; channel += C * kLanes)
+    add_channels<true, C>(sums, weights, number, tokens, channel);
+  for (; channel < tokens.e; channel += kLanes)
+    add_channels<false, 1>(sums, weights, number, tokens, channel);
+}
+
+// Words along queries: weights [step][token], as pair_queries gives them, and what they weigh,
+// [step][channel].
 struct Weighted {
-  QueryRows weights, rows;
+  WordTable weights, rows;
 };
 
-// to[t] = sum over the terms and over g of weights[g][t] * rows[g], for `count` tokens.
-template <class T, int kTerms>
-inline void expand_queries(T* to, int64_t step, const Weighted (&terms)[kTerms], int number,
+// to[t] = sum over the terms and steps of weights[step][t] * rows[step], for `count` tokens.
+template <class Arith, class T, int kTerms>
+inline void expand_queries(T* to, int64_t stride, const Weighted (&terms)[kTerms], int steps,
                            int count, int e) {
   for (int channel = 0; channel < e; channel += kLanes)
     for_few(count, [&](int t, auto block) __attribute__((always_inline)) {
@@ -134,15 +242,15 @@ inline void expand_queries(T* to, int64_t step, const Weighted (&terms)[kTerms],
       F sums[R] = {};
 #pragma GCC unroll 2
       for (int i = 0; i < kTerms; ++i)
-        for (int g = 0; g < number; ++g) {
-          const F row = load(terms[i].rows[g] + channel);
+        for (int step = 0; step < steps; ++step) {
+          const F row = load(terms[i].rows[step] + channel);
 #pragma GCC unroll 8
           for (int r = 0; r < R; ++r)
-            sums[r] = fma(row, broadcast(terms[i].weights[g][t + r]), sums[r]);
+            sums[r] = Arith::dot(sums[r], broadcast(terms[i].weights[step][t + r]), row);
         }
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
-        T* place = to + (t + r) * step + channel;
+        T* place = to + (t + r) * stride + channel;
         e - channel >= kLanes ? store(place, sums[r]) : store_first(place, sums[r], e - channel);
       }
     });

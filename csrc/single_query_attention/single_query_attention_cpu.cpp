@@ -27,9 +27,29 @@ int64_t backward_workspace(const Params& p) {
   return p.B * token_blocks(p) * p.h * p.G * p.d * int64_t{sizeof(float)};
 }
 
-void forward(const Params& p, int64_t begin, int64_t end) {
+// Whether tokens are multiplied in pairs of channels, of tokens and of queries. For fewer queries,
+// or where a head has no more channels than a vector of floats, pairs cost what they save.
+[[maybe_unused]] bool takes_pairs(const Params& p) {
+  return p.dtype == DType::bf16 && p.G >= 4 && p.d > kLanes;
+}
+
+// call(the tokens), whose arithmetic follows from the shape and the data type
+template <class Call>
+void by_arithmetic(const Params& p, Call call) {
+#if defined(__AVX512BF16__)
+  if (takes_pairs(p)) {
+    TokenBlock<bf16, Bf16Arith> tokens(p);
+    return call(tokens);
+  }
+#endif
   by_dtype(p, [&](auto type) {
-    TokenBlock<decltype(type)> tokens(p);
+    TokenBlock<decltype(type), FloatArith> tokens(p);
+    call(tokens);
+  });
+}
+
+void forward(const Params& p, int64_t begin, int64_t end) {
+  by_arithmetic(p, [&](auto& tokens) {
     for (int64_t block = begin; block < end; ++block) tokens.forward(block);
   });
 }
@@ -68,8 +88,7 @@ void merge(const Params& p, int64_t begin, int64_t end) {
 }
 
 void backward(const Params& p, int64_t begin, int64_t end) {
-  by_dtype(p, [&](auto type) {
-    TokenBlock<decltype(type)> tokens(p);
+  by_arithmetic(p, [&](auto& tokens) {
     for (int64_t block = begin; block < end; ++block) tokens.backward(block);
   });
 }
