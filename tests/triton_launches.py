@@ -92,6 +92,19 @@ def attention_of_generated_weights(problem: str) -> None:
     op.conv_attention_backward(y, v, logits, 0.25, 3, 2, 1, True, True)
 
 
+def attention_of_a_map(problem: str) -> None:
+    from hybrid_kernels.triton import conv_attention_fused as op
+
+    bits, *width = problem.split(", d <= ")
+    heads, dtype = 2, DTYPES[bits]
+    C = heads * int(width[0]) if width else 96
+    x = empty(8, 14, 14, C, dtype=dtype)
+    rows = (81 * heads, C), (81 * heads,), (C, C)
+    weights = [empty(*shape, dtype=dtype) for shape in ((3, 3, C), *rows)]
+    y = op.conv_attention_fused(x, *weights, heads, 0.25)
+    op.conv_attention_fused_backward(y, x, *weights, heads, 0.25, True, True, True, True)
+
+
 def partition(problem: str) -> None:
     from hybrid_kernels.triton import atrous_partition as op
 
@@ -207,6 +220,7 @@ CALLS: dict[str, tuple[Call, ...]] = {
     "atrous_dwconv": (dilated,),
     "atrous_partition": (partition,),
     "context_topk": (choose,),
+    "conv_attention_fused": (attention_of_a_map,),
     "conv_attention": (attention_of_generated_weights,),
     "downsample_pair": (lambda p: downsample(p, True), lambda p: downsample(p, False)),
     "dwconv_act": (depthwise,),

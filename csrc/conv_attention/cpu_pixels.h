@@ -34,6 +34,15 @@ struct StepLayout {
     images = window_rows < p.H2 || budget < image ? 1 : budget / image;
   }
 
+  // Of the same steps, with all channels of a pixel as one head.
+  static StepLayout of_pixels(const ConvAttentionParams& p, const StepLayout& steps) {
+    StepLayout layout = steps;
+    layout.channels = layout.pixel = whole_vectors<T>(p.C);
+    layout.row = layout.columns * layout.pixel;
+    layout.image = layout.rows * layout.row;
+    return layout;
+  }
+
   // Pixels along an axis from the first of some windows to the first of those after them, and what
   // these share with them; after the last ones, to the edge.
   static int64_t extent(const ConvAttentionParams& p, int64_t windows, int64_t size) {
@@ -50,7 +59,7 @@ class PixelBuffer {
   PixelBuffer(const ConvAttentionParams& p, const StepLayout<T>& layout, bool needed)
       : p_(p),
         layout_(layout),
-        parts_(layout.channels == p.d ? 1 : p.h),
+        parts_(layout.channels == p.d || layout.channels == layout.pixel ? 1 : p.h),
         width_(p.C / parts_),
         data_(needed ? layout.images * layout.image : 0) {
     for (int64_t i = 0; needed && i < layout.images; ++i) clear(i, 0, layout.rows);
@@ -96,6 +105,11 @@ class PixelBuffer {
     }
   }
 
+  // The first pixel of the map in a row of the buffer; the padding lies before it.
+  Scalar* pixels(int64_t place, int64_t r) const {
+    return row(place, r) + p_.padding * layout_.pixel;
+  }
+
   void clear(int64_t place, int64_t begin, int64_t end) {
     memset(row(place, begin), 0, (end - begin) * layout_.row * sizeof(Scalar));
   }
@@ -108,10 +122,6 @@ class PixelBuffer {
  private:
   Scalar* row(int64_t place, int64_t r) const {
     return data_ + place * layout_.image + r * layout_.row;
-  }
-
-  Scalar* pixels(int64_t place, int64_t r) const {
-    return row(place, r) + p_.padding * layout_.pixel;
   }
 
   const ConvAttentionParams& p_;

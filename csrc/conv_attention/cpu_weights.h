@@ -9,6 +9,23 @@ namespace hybrid {
 namespace HYBRID_ISA {
 namespace {
 
+// Logits of base 2 -> their softmax, which stays in registers.
+template <class T, int kSlots, class V>
+inline __attribute__((always_inline)) void softmax_row(V (&x)[kSlots]) {
+  V largest = x[0];
+#pragma GCC unroll 9
+  for (int q = 1; q < kSlots; ++q) largest = max(largest, x[q]);
+  V sum = x[0] = exp2(x[0] - largest);
+#pragma GCC unroll 9
+  for (int q = 1; q < kSlots; ++q) {
+    x[q] = exp2(x[q] - largest);
+    sum = sum + x[q];
+  }
+  const V share = broadcast(typename Arithmetic<T>::Scalar(1)) / sum;
+#pragma GCC unroll 9
+  for (int q = 0; q < kSlots; ++q) x[q] = x[q] * share;
+}
+
 // Matrices of slots x slots, one per lane: element e of lane l lies at [e * kCount + l].
 template <class T>
 class LaneMatrices {
@@ -67,23 +84,12 @@ class LaneMatrices {
   // Logits -> softmax of scale * logits, row by row. kSlots: 9, or 0 for any number.
   template <int kSlots>
   void softmax(double scale) {
-    const int slots = kSlots ? kSlots : slots_;
     const V factor = broadcast(static_cast<Scalar>(scale * 1.4426950408889634));
-    for (int p = 0; p < slots; ++p) {
-      Scalar* row = at(p * slots);
-      V largest = load(row) * factor, sum = broadcast(Scalar(0));
-#pragma GCC unroll 9
-      for (int q = 1; q < slots; ++q) largest = max(largest, load(row + q * kCount) * factor);
-#pragma GCC unroll 9
-      for (int q = 0; q < slots; ++q) {
-        const V x = exp2(load(row + q * kCount) * factor - largest);
-        sum = sum + x;
-        store(row + q * kCount, x);
-      }
-      const V share = broadcast(Scalar(1)) / sum;
-#pragma GCC unroll 9
-      for (int q = 0; q < slots; ++q) store(row + q * kCount, load(row + q * kCount) * share);
-    }
+    for (int p = 0; p < slots_; ++p)
+      if constexpr (kSlots > 0)
+        softmax_in_registers<kSlots>(at(p * kSlots), factor);
+      else
+        softmax_in_memory(at(p * slots_), factor);
   }
 
   // Gradients of these weights -> gradients of the logits.
@@ -107,6 +113,28 @@ class LaneMatrices {
   }
 
  private:
+  template <int kSlots>
+  static void softmax_in_registers(Scalar* row, V factor) {
+    V x[kSlots];
+#pragma GCC unroll 9
+    for (int q = 0; q < kSlots; ++q) x[q] = load(row + q * kCount) * factor;
+    softmax_row<T>(x);
+#pragma GCC unroll 9
+    for (int q = 0; q < kSlots; ++q) store(row + q * kCount, x[q]);
+  }
+
+  void softmax_in_memory(Scalar* row, V factor) const {
+    V largest = load(row) * factor, sum = broadcast(Scalar(0));
+    for (int q = 1; q < slots_; ++q) largest = max(largest, load(row + q * kCount) * factor);
+    for (int q = 0; q < slots_; ++q) {
+      const V x = exp2(load(row + q * kCount) * factor - largest);
+      sum = sum + x;
+      store(row + q * kCount, x);
+    }
+    const V share = broadcast(Scalar(1)) / sum;
+    for (int q = 0; q < slots_; ++q) store(row + q * kCount, load(row + q * kCount) * share);
+  }
+
   // Elements in whole vectors. Side by side, k^4 of them: none or one is left over.
   const int slots_, elements_, whole_;
   AlignedBuffer<Scalar> data_;

@@ -10,6 +10,7 @@ from ..ops import (
     atrous_dwconv,
     context_topk,
     conv_attention,
+    conv_attention_fused,
     downsample_pair,
     dwconv_act,
     gated_fuse,
@@ -24,7 +25,6 @@ from ..ops import (
     value_conv,
 )
 from .branch_linear import branch_project_in, branch_project_out
-from .conv_attention import conv_attention_fused
 from .strip_dwconv import strip_dwconv
 
 # An operator that has no kernel yet stays the reference's.

@@ -6,6 +6,7 @@ from .atrous_dwconv import atrous_dwconv
 from .atrous_partition import atrous_merge, atrous_partition
 from .context_topk import context_topk
 from .conv_attention import conv_attention
+from .conv_attention_fused import conv_attention_fused
 from .downsample_pair import downsample_pair
 from .dwconv_act import dwconv_act
 from .gated_fuse import gated_fuse
@@ -27,6 +28,7 @@ __all__ = [
     "atrous_partition",
     "context_topk",
     "conv_attention",
+    "conv_attention_fused",
     "downsample_pair",
     "dwconv_act",
     "gated_fuse",

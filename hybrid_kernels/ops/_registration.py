@@ -120,6 +120,8 @@ def _register_autocast(
 
 
 def _lower(value, dtype: torch.dtype):
+    if value is None:
+        return None
     if isinstance(value, (list, tuple)):
         return [_lower(item, dtype) for item in value]
     is_wide = value.is_floating_point() and value.dtype != torch.float64

@@ -1,0 +1,143 @@
+// hybrid::conv_attention_fused: schema, argument checks, tensors -> parameter struct, CPU
+// registration. On CUDA tensors the op is served by Triton.
+#include "conv_attention_fused.h"
+
+#include <cmath>
+#include <tuple>
+
+#include "../common/stencil/tensors.h"
+
+STABLE_TORCH_LIBRARY_FRAGMENT(hybrid, m) {
+  m.def(
+      "conv_attention_fused(Tensor x, Tensor dw_weight, Tensor logit_weight, Tensor? logit_bias,"
+      " Tensor value_weight, int heads, float scale) -> Tensor");
+  m.def(
+      "conv_attention_fused_backward(Tensor grad_out, Tensor x, Tensor dw_weight,"
+      " Tensor logit_weight, Tensor? logit_bias, Tensor value_weight, int heads, float scale,"
+      " bool need_x, bool need_dw, bool need_logit, bool need_value) -> (Tensor grad_x,"
+      " Tensor grad_dw, Tensor grad_logit, Tensor grad_bias, Tensor grad_value)");
+}
+
+#if !defined(HYBRID_HOST_EMULATOR)
+
+namespace hybrid {
+namespace {
+
+constexpr const char* kOp = "conv_attention_fused";
+constexpr int32_t kSide = 3, kPairs = kSide * kSide * kSide * kSide;
+
+struct Arguments {
+  const Tensor &x, &dw_weight, &logit_weight;
+  const Parameter& logit_bias;
+  const Tensor& value_weight;
+  int64_t heads;
+  double scale;
+};
+
+void check_weight(const char* name, const Tensor& t, const std::vector<int64_t>& shape,
+                  const char* meaning, const Tensor& x) {
+  check_shape(kOp, name, t, shape, meaning);
+  check_dtype(kOp, name, t, x.scalar_type());
+  check_same_device(kOp, name, t, "x", x);
+}
+
+ConvAttentionFusedParams checked_params(const Arguments& a) {
+  const Tensor& x = a.x;
+  check(x.dim() == 4 && x.size(1) >= 1 && x.size(2) >= 1 && x.size(3) >= 1, kOp, ": x has shape ",
+        shape_text(x), "; expected (B, H, W, C) with H, W and C at least 1");
+  ConvAttentionFusedParams p{};
+  ConvAttentionParams& w = p.windows;
+  w.dtype = dtype_of(kOp, "x", x);
+  w.B = x.size(0);
+  w.H = x.size(1);
+  w.W = x.size(2);
+  w.C = x.size(3);
+  check(a.heads >= 1 && w.C % a.heads == 0, kOp, ": heads = ", a.heads,
+        "; expected a divisor of the ", w.C, " channels of x");
+  check(std::isfinite(a.scale), kOp, ": scale = ", a.scale, "; expected a finite number");
+  w.kernel = kSide;
+  w.stride = 2;
+  w.padding = 1;
+  w.H2 = ceil_div<int64_t>(w.H, 2);
+  w.W2 = ceil_div<int64_t>(w.W, 2);
+  w.h = static_cast<int32_t>(a.heads);
+  w.d = static_cast<int32_t>(w.C / a.heads);
+  w.scale = a.scale;
+  const int64_t rows = kPairs * a.heads;
+  check_weight("dw_weight", a.dw_weight, {kSide, kSide, w.C}, "(3, 3, C)", x);
+  check_weight("logit_weight", a.logit_weight, {rows, w.C}, "(81 * heads, C)", x);
+  if (a.logit_bias) check_weight("logit_bias", *a.logit_bias, {rows}, "(81 * heads,)", x);
+  check_weight("value_weight", a.value_weight, {w.C, w.C}, "(C, C)", x);
+  return p;
+}
+
+void add_inputs(ConvAttentionFusedParams& p, const Arguments& a, Inputs& inputs) {
+  const InputMap x = inputs.map(a.x);
+  p.windows.v = {x.data, {x.stride[0], x.stride[1], x.stride[2]}};
+  p.dw_weight = inputs.parameter(a.dw_weight);
+  p.logit_weight = inputs.parameter(a.logit_weight);
+  p.logit_bias = inputs.parameter(a.logit_bias);
+  p.value_weight = inputs.parameter(a.value_weight);
+}
+
+void launch(const ConvAttentionFusedParams& p) {
+  const auto& kernels = cpu_table<ConvAttentionFusedCpu>();
+  torch::stable::parallel_for(0, kernels.chunks(p), 1,
+                              [&](int64_t begin, int64_t end) { kernels.compute(p, begin, end); });
+}
+
+Tensor forward_cpu(Tensor x, Tensor dw_weight, Tensor logit_weight, Parameter logit_bias,
+                   Tensor value_weight, int64_t heads, double scale) {
+  const Arguments a{x, dw_weight, logit_weight, logit_bias, value_weight, heads, scale};
+  ConvAttentionFusedParams p = checked_params(a);
+  Tensor y = empty_like_type(x, shape_of(x), x.scalar_type());
+  if (is_empty(y)) return y;
+  Inputs inputs;
+  add_inputs(p, a, inputs);
+  p.windows.y = y.mutable_data_ptr();
+  launch(p);
+  return y;
+}
+
+using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+Gradients backward_cpu(Tensor grad_out, Tensor x, Tensor dw_weight, Tensor logit_weight,
+                       Parameter logit_bias, Tensor value_weight, int64_t heads, double scale,
+                       bool need_x, bool need_dw, bool need_logit, bool need_value) {
+  const Arguments a{x, dw_weight, logit_weight, logit_bias, value_weight, heads, scale};
+  ConvAttentionFusedParams p = checked_params(a);
+  check_like(kOp, "grad_out", grad_out, x);
+  const auto parameter_gradient = [&](const Tensor& parameter, bool needed, void*& data) {
+    Tensor grad = new_parameter_gradient(x, needed, shape_of(parameter));
+    if (needed) data = grad.mutable_data_ptr();
+    if (needed && is_empty(x)) torch::stable::zero_(grad);
+    return grad;
+  };
+  const bool need_bias = need_logit && logit_bias;
+  const Tensor grad_x = new_gradient(x, need_x, p.windows.grad_v);
+  const Tensor grad_dw = parameter_gradient(dw_weight, need_dw, p.grad_dw);
+  const Tensor grad_logit = parameter_gradient(logit_weight, need_logit, p.grad_logit);
+  const Tensor grad_bias = parameter_gradient(need_bias ? *logit_bias : x, need_bias, p.grad_bias);
+  const Tensor grad_value = parameter_gradient(value_weight, need_value, p.grad_value);
+  if (!is_empty(x) && (need_x || need_dw || need_logit || need_value)) {
+    Inputs inputs;
+    add_inputs(p, a, inputs);
+    const InputMap grad = inputs.map(grad_out);
+    p.windows.grad_out = {grad.data, {grad.stride[0], grad.stride[1], grad.stride[2]}};
+    const auto& kernels = cpu_table<ConvAttentionFusedCpu>();
+    const Tensor workspace = new_workspace(x, kernels.workspace_bytes(p), p.workspace);
+    launch(p);
+    kernels.reduce(p);
+  }
+  return {grad_x, grad_dw, grad_logit, grad_bias, grad_value};
+}
+
+}  // namespace
+}  // namespace hybrid
+
+STABLE_TORCH_LIBRARY_IMPL(hybrid, CPU, m) {
+  m.impl("conv_attention_fused", TORCH_BOX(&hybrid::forward_cpu));
+  m.impl("conv_attention_fused_backward", TORCH_BOX(&hybrid::backward_cpu));
+}
+
+#endif

@@ -1,0 +1,42 @@
+// The fused C-MHSA on the CPU: the table of kernels. Compiled once per instruction set.
+#include "cpu_fused_windows.h"
+
+namespace hybrid {
+namespace HYBRID_ISA {
+namespace {
+
+using Params = ConvAttentionFusedParams;
+
+int64_t chunks(const Params& p) { return fused_cut(p).chunks; }
+
+int64_t workspace_bytes(const Params& p) {
+  int64_t bytes = 0;
+  for_dtype(p.windows.dtype, [&](auto type) {
+    const ChunkSums<decltype(type)> sums(p);
+    bytes = chunks(p) * sums.all * int64_t{sizeof(typename ChunkSums<decltype(type)>::Scalar)};
+  });
+  return bytes;
+}
+
+void compute(const Params& p, int64_t begin, int64_t end) {
+  for_dtype(p.windows.dtype, [&](auto type) {
+    FusedWindows<decltype(type)> windows(p);
+    for (int64_t chunk = begin; chunk < end; ++chunk) windows.compute(chunk);
+  });
+}
+
+void reduce(const Params& p) {
+  for_dtype(p.windows.dtype, [&](auto type) { ChunkSums<decltype(type)>(p).reduce(p, chunks(p)); });
+}
+
+}  // namespace
+}  // namespace HYBRID_ISA
+
+template <>
+const ConvAttentionFusedCpu& cpu_table<ConvAttentionFusedCpu, Isa::HYBRID_ISA>() {
+  using namespace HYBRID_ISA;
+  static constexpr ConvAttentionFusedCpu table{chunks, workspace_bytes, compute, reduce};
+  return table;
+}
+
+}  // namespace hybrid
