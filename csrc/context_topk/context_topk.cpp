@@ -2,7 +2,7 @@
 // CUDA tensors the op is served by Triton.
 #include "context_topk.h"
 
-#include "../common/tensors.h"
+#include "../common/two_stages.h"
 
 STABLE_TORCH_LIBRARY_FRAGMENT(hybrid, m) {
   // SymInt: a share of the tokens, which a compiled graph must not take for a constant.
@@ -35,11 +35,9 @@ Tensor forward_cpu(Tensor u, int64_t n) {
   p.index = static_cast<int32_t*>(index.mutable_data_ptr());
   p.keys = keys.mutable_data_ptr();
   const ContextTopkCpu& kernels = cpu_table<ContextTopkCpu>();
-  torch::stable::parallel_for(0, p.B * topk_pieces(p), 1, [&](int64_t begin, int64_t end) {
-    kernels.make_keys(p, begin, end);
-  });
-  torch::stable::parallel_for(0, p.B, 1,
-                              [&](int64_t begin, int64_t end) { kernels.select(p, begin, end); });
+  run_two_stages(
+      p.B, topk_pieces(p), [&](int64_t begin, int64_t end) { kernels.make_keys(p, begin, end); },
+      [&](int64_t begin, int64_t end) { kernels.select(p, begin, end); });
   return index;
 }
 

@@ -1,9 +1,9 @@
 // The n tokens of every image whose channels have the largest mean: parameters and kernels. Plain
 // C++.
 //
-// A mean becomes an unsigned key that orders as means do, NaN above all. A radix select finds the
-// n-th largest key of an image, and one more walk over the keys emits, in ascending order, every
-// token with a larger one and, of those with that very key, the first.
+// A mean becomes an unsigned key that orders as means do, NaN above all. A search bit by bit finds
+// the n-th largest key of an image, and one more walk over the keys emits, in ascending order,
+// every token with a larger one and, of those with that very key, the first.
 #pragma once
 
 #include "../common/cpu_isa.h"

@@ -1,4 +1,4 @@
-// context_topk on the CPU: means in vectors, then a radix select by bytes. Compiled once per
+// context_topk on the CPU: means in vectors, then a select bit by bit. Compiled once per
 // instruction set.
 #include "../common/arithmetic.h"
 #include "context_topk.h"
@@ -8,6 +8,8 @@ namespace HYBRID_ISA {
 namespace {
 
 using Params = ContextTopkParams;
+
+constexpr int64_t kBytesAhead = 8192;  // that tokens are fetched before their turn
 
 template <class Scalar>
 struct KeyOf {
@@ -34,15 +36,22 @@ inline void store_keys(double mean, uint64_t* key, int64_t) {
 }
 
 // Sums over the channels of as many rows as a vector has lanes. Rows that hold the same have the
-// same sum, wherever they lie: ties are decided by the index alone.
+// same sum, wherever they lie: ties are decided by the index alone. Rows are fetched `ahead`
+// elements before their turn.
 template <class T>
-typename Arithmetic<T>::Vector sum_rows(const T* const (&rows)[Arithmetic<T>::kCount], int64_t C) {
+typename Arithmetic<T>::Vector sum_rows(const T* const (&rows)[Arithmetic<T>::kCount], int64_t C,
+                                        int64_t ahead) {
   constexpr int kCount = Arithmetic<T>::kCount;
   typename Arithmetic<T>::Vector acc[kCount] = {};
-  for_each_vector<T>(C, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
-#pragma GCC unroll 16
-    for (int i = 0; i < kCount; ++i) acc[i] = acc[i] + load_lanes(rows[i] + c, lanes);
-  });
+  constexpr int kBeside = kCount < 4 ? kCount : 4;  // rows beside each other; more are read slower
+  for (int first = 0; first < kCount; first += kBeside)
+    for_each_vector<T>(C, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
+#pragma GCC unroll 4
+      for (int i = first; i < first + kBeside; ++i) {
+        __builtin_prefetch(rows[i] + c + ahead, 0, 3);
+        acc[i] = acc[i] + load_lanes(rows[i] + c, lanes);
+      }
+    });
   if constexpr (kCount > 1)
     return sums(acc);
   else
@@ -57,11 +66,13 @@ void make_chunk_keys(const Params& p, int64_t chunk) {
   const int64_t end = first + kTopkTokens < p.N ? first + kTopkTokens : p.N;
   const T* u = static_cast<const T*>(p.u) + image * p.stride[0];
   auto* keys = static_cast<typename KeyOf<Scalar>::Type*>(p.keys) + image * p.N;
+  const int64_t row = p.stride[1] > 0 ? p.stride[1] : 1;
+  const int64_t ahead = ceil_div<int64_t>(kBytesAhead / sizeof(T), row) * row;
   for (int64_t token = first; token < end; token += kCount) {
     const T* rows[kCount];  // lanes behind the last token repeat it
     for (int i = 0; i < kCount; ++i)
       rows[i] = u + (token + i < end ? token + i : end - 1) * p.stride[1];
-    const auto means = sum_rows<T>(rows, p.C) / broadcast(static_cast<Scalar>(p.C));
+    const auto means = sum_rows<T>(rows, p.C, ahead) / broadcast(static_cast<Scalar>(p.C));
     store_keys(means, keys + token, end - token < kCount ? end - token : kCount);
   }
 }
@@ -72,26 +83,25 @@ void make_keys(const Params& p, int64_t begin, int64_t end) {
   });
 }
 
-// The n-th largest key; n becomes how many of the tokens with that very key are chosen.
+// How many keys are no less: a loop for the compiler to put into vectors.
+template <class Key>
+int64_t count_from(const Key* keys, int64_t count, Key least) {
+  Key number = 0;
+  for (int64_t i = 0; i < count; ++i) number += keys[i] >= least;
+  return static_cast<int64_t>(number);
+}
+
+// The n-th largest key, bit by bit; n becomes how many of the tokens with that very key are chosen.
+// Stops at what all n chosen keys have in common and no other has.
 template <class Key>
 Key nth_largest(const Key* keys, int64_t count, int64_t& n) {
-  constexpr int kCounters = 4;  // of every byte: neighbours, often alike, need not wait in line
   Key found = 0;
-  for (int shift = 8 * sizeof(Key) - 8; shift >= 0; shift -= 8) {
-    int32_t numbers[256][kCounters] = {};  // by this byte, of the keys that share all bytes above
-    const Key above = shift + 8 < static_cast<int>(8 * sizeof(Key)) ? ~Key{0} << (shift + 8) : 0;
-    for (int64_t i = 0; i < count; ++i)
-      if ((keys[i] & above) == found) ++numbers[keys[i] >> shift & 255][i % kCounters];
-    for (int byte = 255;; --byte) {
-      int64_t number = 0;
-      for (int i = 0; i < kCounters; ++i) number += numbers[byte][i];
-      if (number >= n) {
-        found |= static_cast<Key>(byte) << shift;
-        break;
-      }
-      n -= number;
-    }
+  for (Key bit = Key{1} << (8 * sizeof(Key) - 1); bit; bit >>= 1) {
+    const int64_t number = count_from<Key>(keys, count, found | bit);
+    if (number >= n) found |= bit;
+    if (number == n) return found;
   }
+  if (found != ~Key{0}) n -= count_from<Key>(keys, count, found + 1);
   return found;
 }
 
@@ -99,13 +109,14 @@ template <class Key>
 void select_tokens(const Params& p, int64_t image) {
   const Key* keys = static_cast<const Key*>(p.keys) + image * p.N;
   int32_t* index = p.index + image * p.n;
+  const int32_t* end = index + p.n;
   int64_t ties = p.n;
   const Key least = nth_largest(keys, p.N, ties);
-  for (int64_t token = 0; token < p.N; ++token) {
+  for (int32_t token = 0; index < end; ++token) {  // without branches, which could not be foreseen
     const bool is_tie = keys[token] == least;
-    if (keys[token] < least || (is_tie && ties == 0)) continue;
+    *index = token;
+    index += (keys[token] > least) | (is_tie & (ties > 0));
     ties -= is_tie;
-    *index++ = static_cast<int32_t>(token);
   }
 }
 

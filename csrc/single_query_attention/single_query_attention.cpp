@@ -7,6 +7,7 @@
 
 #include "../common/indices.h"
 #include "../common/launch.h"
+#include "../common/two_stages.h"
 
 STABLE_TORCH_LIBRARY_FRAGMENT(hybrid, m) {
   m.def(
@@ -171,8 +172,6 @@ Gradients gradients(const Tensor& grad_out, const Tensor& query, const Tensor& k
 
 #if !defined(HYBRID_HOST_EMULATOR)
 
-constexpr int64_t kManyImages = 16;  // are cut as a whole, which takes one parallel region
-
 struct Cpu {
   static const SingleQueryAttentionCpu& kernels() { return cpu_table<SingleQueryAttentionCpu>(); }
 
@@ -184,16 +183,9 @@ struct Cpu {
     return kernels().backward_workspace(p);
   }
   static void forward(const SingleQueryAttentionParams& p, const Tensor&) {
-    const int64_t blocks = token_blocks(p);
-    const auto merge = [&](int64_t begin, int64_t end) { kernels().merge(p, begin, end); };
-    if (p.B >= kManyImages)
-      return torch::stable::parallel_for(0, p.B, 1, [&](int64_t begin, int64_t end) {
-        kernels().forward(p, begin * blocks, end * blocks);
-        merge(begin, end);
-      });
-    torch::stable::parallel_for(
-        0, p.B * blocks, 1, [&](int64_t begin, int64_t end) { kernels().forward(p, begin, end); });
-    torch::stable::parallel_for(0, p.B, 1, merge);
+    run_two_stages(
+        p.B, token_blocks(p), [&](int64_t begin, int64_t end) { kernels().forward(p, begin, end); },
+        [&](int64_t begin, int64_t end) { kernels().merge(p, begin, end); });
   }
   static void backward(const SingleQueryAttentionParams& p, const Tensor&) {
     torch::stable::parallel_for(0, p.B * token_blocks(p), 1, [&](int64_t begin, int64_t end) {
