@@ -65,7 +65,7 @@ class Worker {
         restart_x(job);
         for (int64_t o = job.row_begin; o < job.row_end; ++o) {
           fill_x(job, image, o);
-          for (int k = 0; k < p_.n; ++k) convolve_branch(job, image, o, k);
+          p_.stride == 1 ? convolve<1>(job, image, o) : convolve<2>(job, image, o);
         }
       }
     }
@@ -121,12 +121,21 @@ class Worker {
     });
   }
 
-  void convolve_branch(const Job& job, int64_t image, int64_t o, int k) const {
-    T* y = p_.y[k].row<T>(image, o, job.channel);
-    convolve_row<T, kSide>(
-        window(o, k), p_.out_W, taps_.data(k), job.channels,
-        [y, C = p_.C, streams = streams_](int64_t j, int64_t c, auto lanes, V sum)
-            __attribute__((always_inline)) { stream_lanes(y + j * C + c, sum, lanes, streams); });
+  // Row o of the branches. The first of them fetches what row o + 1 will see beyond this one.
+  template <int kStride>
+  void convolve(const Job& job, int64_t image, int64_t o) const {
+    const Ahead<T, kStride> next(p_.x, p_.H, image, (o + 1) * kStride + halo_ - kStride + 1,
+                                 job.channel);
+    for (int k = 0; k < p_.n; ++k) {
+      T* y = p_.y[k].row<T>(image, o, job.channel);
+      convolve_row<T, kSide>(
+          window(o, k), p_.out_W, taps_.data(k), job.channels,
+          [=, C = p_.C, streams = streams_](int64_t j, int64_t c, auto lanes, V sum)
+              __attribute__((always_inline)) {
+                if (k == 0) next.fetch(j, c);
+                stream_lanes(y + j * C + c, sum, lanes, streams);
+              });
+    }
   }
 
   // The gradient of branch k in outputs of row o, and what it adds to the sums if it is the job's.

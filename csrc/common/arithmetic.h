@@ -33,6 +33,7 @@ inline double exp2(double x) { return __builtin_exp2(x); }
 inline double broadcast(double x) { return x; }
 inline double fma(double a, double b, double c) { return a * b + c; }
 inline double max(double a, double b) { return a > b ? a : b; }
+inline double min(double a, double b) { return a < b ? a : b; }
 inline double load(const double* p) { return *p; }
 inline double load_first(const double* p, int) { return *p; }
 inline void store(double* p, double v) { *p = v; }

@@ -1,7 +1,8 @@
 // Small vector layer of the CPU kernels: F is a vector of kLanes floats in the instruction set that
 // the file is compiled for. Arithmetic is written with +, -, * on F; the rest is here:
 //
-//   broadcast(x)                 max(a, b): b where either is NaN      fma(a, b, c) = a * b + c
+//   broadcast(x)                 max(a, b)  min(a, b): b where either is NaN
+//   fma(a, b, c) = a * b + c
 //   load(p)  store(p, v)         p: float, bf16 or f16, any alignment; 16-bit values are converted
 //   load_first(p, n)  store_first(p, v, n)   touch n elements only; other lanes load as zero
 //   stream(p, v)                 store v[0] (16-bit values: v[0] and v[1]) past the caches, where p

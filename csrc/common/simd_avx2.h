@@ -20,6 +20,7 @@ inline F to_floats(I v) { return _mm256_cvtepi32_ps(reinterpret_cast<__m256i>(v)
 inline F broadcast(float x) { return _mm256_set1_ps(x); }
 inline F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
 inline F max(F a, F b) { return _mm256_max_ps(a, b); }
+inline F min(F a, F b) { return _mm256_min_ps(a, b); }
 inline float sum(F v) {
   const __m128 four = _mm256_castps256_ps128(v) + _mm256_extractf128_ps(v, 1);
   const __m128 two = four + _mm_movehl_ps(four, four);

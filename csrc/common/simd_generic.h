@@ -19,6 +19,7 @@ inline F broadcast(float x) { return F{x, x, x, x}; }
 inline F select(I mask, F a, F b) { return as_float((as_int(a) & mask) | (as_int(b) & ~mask)); }
 inline F fma(F a, F b, F c) { return a * b + c; }
 inline F max(F a, F b) { return select(a > b, a, b); }
+inline F min(F a, F b) { return select(a < b, a, b); }
 inline float sum(F v) { return (v[0] + v[2]) + (v[1] + v[3]); }
 inline float largest(F v) {
   const float a = v[0] > v[2] ? v[0] : v[2], b = v[1] > v[3] ? v[1] : v[3];

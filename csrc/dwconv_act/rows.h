@@ -91,10 +91,13 @@ class Worker {
         if (!p_.grad_x.data) continue;
         T* dx = p_.grad_x.row<T>(image, i, job.channel);
         const Ahead<T> next(p_.grad, p_.H, image, i + 2, job.channel);
+        const Ahead<T> next_x(p_.x, p_.H, image, i + 2, job.channel);
         convolve_row<T, kSide>(Window3(dt, i, width_), p_.W, turned.data(), job.channels,
                                [=, C = p_.C](int64_t j, int64_t c, auto lanes, V sum)
                                    __attribute__((always_inline)) {
                                      next.fetch(j, c);
+                                     if (std::is_same_v<Act, NoActivation>)
+                                       next_x.fetch(j, c);  // else in fill_dt
                                      stream_lanes(dx + j * C + c, sum, lanes, streams);
                                    });
       }

@@ -58,11 +58,11 @@ class Taps {
   template <class Weight>
   void pack(int64_t channels, bool turned, const Weight& weight, int64_t branch = 0) {
     Scalar* taps = data_ + branch * K * K * width_;
-    for (int tap = 0; tap < K * K; ++tap)
-      for (int64_t c = 0; c < width_; ++c) {
-        const int from = turned ? K * K - 1 - tap : tap;
-        taps[tap * width_ + c] = c < channels ? weight(from, c) : 0;
-      }
+    for (int tap = 0; tap < K * K; ++tap, taps += width_) {
+      const int from = turned ? K * K - 1 - tap : tap;
+      for (int64_t c = 0; c < channels; ++c) taps[c] = weight(from, c);
+      for (int64_t c = channels; c < width_; ++c) taps[c] = 0;
+    }
   }
 
   // A parameter (K, K, C) from `channel` on; null is zeros.
@@ -118,11 +118,9 @@ void convolve_row_as(const Window<typename Arithmetic<T>::Scalar, K>& window, in
                      const Emit& emit) {
   int64_t j = 0;
   for (; j + 4 <= pixels; j += 4) convolve_tile<T, K, 4, kDense>(window, j, taps, channels, emit);
-  if (j + 2 <= pixels) {
-    convolve_tile<T, K, 2, kDense>(window, j, taps, channels, emit);
-    j += 2;
-  }
-  if (j < pixels) convolve_tile<T, K, 1, kDense>(window, j, taps, channels, emit);
+  if (pixels - j == 3) return convolve_tile<T, K, 3, kDense>(window, j, taps, channels, emit);
+  if (pixels - j == 2) return convolve_tile<T, K, 2, kDense>(window, j, taps, channels, emit);
+  if (pixels - j == 1) return convolve_tile<T, K, 1, kDense>(window, j, taps, channels, emit);
 }
 
 template <class T, int K, class Emit>
@@ -134,32 +132,45 @@ void convolve_row(const Window<typename Arithmetic<T>::Scalar, K>& window, int64
     convolve_row_as<T, K, false>(window, pixels, taps, channels, emit);
 }
 
-template <class T, int K, int kPixels, bool kDense>
-void correlate_tile(const Window<typename Arithmetic<T>::Scalar, K>& window, int64_t first,
-                    const typename Arithmetic<T>::Scalar* grad,
+// kRows rows of taps from row `first` on: their sums stay in registers along the row of outputs,
+// and where the stencil is dense so does what the next output sees again.
+template <class T, int K, int kRows, bool kDense>
+void correlate_taps(const Window<typename Arithmetic<T>::Scalar, K>& window, int first,
+                    int64_t pixels, const typename Arithmetic<T>::Scalar* grad,
                     typename Arithmetic<T>::Scalar* sums, int64_t sum_row) {
   using V = typename Arithmetic<T>::Vector;
-  const Window<typename Arithmetic<T>::Scalar, K> w = window;
-  const int64_t width = w.width, step = (kDense ? 1 : w.stride) * width;
-  const int64_t apart = (kDense ? 1 : w.dilation) * width;
+  constexpr int kHeld = kDense ? K - 1 : 0;
+  const int64_t width = window.width, step = (kDense ? 1 : window.stride) * width;
+  const int64_t apart = (kDense ? 1 : window.dilation) * width;
   for (int64_t c = 0; c < width; c += Arithmetic<T>::kCount) {
-#pragma GCC unroll 3
-    for (int u = 0; u < K; ++u) {
-      if (!w.rows[u]) continue;
-      const auto* row = w.rows[u] + first * step + c;
-      V sum[K] = {};
+    V sum[kRows][K] = {}, seen[kRows][K];
+    const typename Arithmetic<T>::Scalar* row[kRows];
 #pragma GCC unroll 8
-      for (int t = 0; t < kPixels; ++t) {
-        const V g = load(grad + (first + t) * step + c);
-#pragma GCC unroll 7
-        for (int v = 0; v < K; ++v) sum[v] = fma(g, load(row + t * step + v * apart), sum[v]);
-      }
-#pragma GCC unroll 7
-      for (int v = 0; v < K; ++v) {
-        auto* to = sums + (u * K + v) * sum_row + c;
-        store(to, load(to) + sum[v]);
+    for (int u = 0; u < kRows; ++u) {
+      row[u] = window.rows[first + u] + c;
+#pragma GCC unroll 8
+      for (int v = 0; v < kHeld; ++v) seen[u][v] = load(row[u] + v * apart);
+    }
+    for (int64_t j = 0; j < pixels; ++j) {
+      const V g = load(grad + j * step + c);
+#pragma GCC unroll 8
+      for (int u = 0; u < kRows; ++u) {
+#pragma GCC unroll 8
+        for (int v = kHeld; v < K; ++v) seen[u][v] = load(row[u] + v * apart);
+#pragma GCC unroll 8
+        for (int v = 0; v < K; ++v) sum[u][v] = fma(g, seen[u][v], sum[u][v]);
+#pragma GCC unroll 8
+        for (int v = 0; v < kHeld; ++v) seen[u][v] = seen[u][v + 1];
+        row[u] += step;
       }
     }
+#pragma GCC unroll 8
+    for (int u = 0; u < kRows; ++u)
+#pragma GCC unroll 8
+      for (int v = 0; v < K; ++v) {
+        auto* to = sums + ((first + u) * K + v) * sum_row + c;
+        store(to, load(to) + sum[u][v]);
+      }
   }
 }
 
@@ -167,13 +178,14 @@ template <class T, int K, bool kDense>
 void correlate_row_as(const Window<typename Arithmetic<T>::Scalar, K>& window, int64_t pixels,
                       const typename Arithmetic<T>::Scalar* grad,
                       typename Arithmetic<T>::Scalar* sums, int64_t sum_row) {
-  int64_t j = 0;
-  for (; j + 8 <= pixels; j += 8) correlate_tile<T, K, 8, kDense>(window, j, grad, sums, sum_row);
-  if (j + 4 <= pixels) {
-    correlate_tile<T, K, 4, kDense>(window, j, grad, sums, sum_row);
-    j += 4;
-  }
-  for (; j < pixels; ++j) correlate_tile<T, K, 1, kDense>(window, j, grad, sums, sum_row);
+  constexpr int kRows = K > 3 ? 1 : K;  // nine sums at once hide the latency of adding to them
+  int begin = 0, end = K;               // of the rows of taps that see the map
+  while (begin < end && !window.rows[begin]) ++begin;
+  while (begin < end && !window.rows[end - 1]) --end;
+  int u = begin;
+  for (; u + kRows <= end; u += kRows)
+    correlate_taps<T, K, kRows, kDense>(window, u, pixels, grad, sums, sum_row);
+  for (; u < end; ++u) correlate_taps<T, K, 1, kDense>(window, u, pixels, grad, sums, sum_row);
 }
 
 // Adds to the sums of tap t, at sums + t * sum_row, the gradients of a row of outputs times what

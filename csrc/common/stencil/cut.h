@@ -10,9 +10,12 @@ namespace hybrid {
 namespace HYBRID_ISA {
 namespace {
 
-// Rows that a job keeps at hand should fit a core's second-level cache beside all else.
+// A job takes as many channels as keep its rows at hand in a core's second-level cache, up to
+// kBlockChannels, and more where they stay in the first level: long pieces of pixels are what
+// memory delivers fastest.
 constexpr int64_t kRingBytes = int64_t{64} << 10;
-constexpr int64_t kBlockChannels = 64;
+constexpr int64_t kSmallRingBytes = int64_t{32} << 10;
+constexpr int64_t kBlockChannels = 64, kMostChannels = 4 * kBlockChannels;
 constexpr int64_t kJobs = 32;          // to aim at, by bands of no fewer than kBandRows
 constexpr int64_t kBandRows = 14;      // the halo of a band is computed twice
 constexpr int64_t kGroupPixels = 256;  // small images make a job together
@@ -32,15 +35,19 @@ struct Cut {
   int64_t images, band_rows, width;  // of a job; width: channels in whole vectors
   int64_t groups, bands, blocks, jobs;
 
-  // `rows` rows of `columns` pixels are kept at hand. Bands hold whole groups of `unit` rows.
+  // `rows` rows of `columns` pixels are kept at hand. Bands hold whole groups of `unit` rows. Jobs
+  // of a kind are about as large as each other: threads take the same number of them.
   Cut(int64_t B, int64_t H, int64_t W, int64_t C, int64_t rows, int64_t columns, int64_t unit = 1)
-      : B(B), H(H), C(C), images(larger(1, kGroupPixels / (H * W))), groups(ceil_div(B, images)) {
+      : B(B), H(H), C(C), images(even(B, larger(1, kGroupPixels / (H * W)))) {
+    groups = ceil_div(B, images);
     const int64_t pixel = rows * columns * static_cast<int64_t>(sizeof(Scalar));
-    const int64_t widest = larger(32, smaller(kBlockChannels, kRingBytes / pixel));
-    width = whole_vectors<T>(ceil_div(C, ceil_div(C, widest)));
+    const int64_t block = larger(32, smaller(kBlockChannels, kRingBytes / pixel));
+    const int64_t long_block = smaller(kMostChannels, kSmallRingBytes / pixel / block * block);
+    width = whole_vectors<T>(even(C, larger(block, long_block)));
     blocks = ceil_div(C, width);
-    const int64_t wanted = ceil_div(kJobs, groups * blocks);
-    band_rows = ceil_div(larger(kBandRows, ceil_div(H, wanted)), unit) * unit;
+    const int64_t tall = larger(kBandRows, ceil_div(H, ceil_div(kJobs, groups * blocks)));
+    const int64_t wanted = larger(1, (H + tall / 2) / tall);  // none is much below kBandRows
+    band_rows = ceil_div(ceil_div(H, wanted), unit) * unit;
     bands = ceil_div(H, band_rows);
     jobs = groups * bands * blocks;
   }
@@ -57,6 +64,11 @@ struct Cut {
 
  private:
   using Scalar = typename Arithmetic<T>::Scalar;
+
+  // The largest piece, up to `most`, of `count` things in pieces that are as even as can be.
+  static int64_t even(int64_t count, int64_t most) {
+    return ceil_div(count, ceil_div(count, most));
+  }
 };
 
 // Partial sums over pixels: `terms` rows of C for every part.

@@ -46,16 +46,24 @@ class RowRing {
   AlignedBuffer<Scalar> data_;
 };
 
-// A row of a map that will be read soon, to be fetched vector by vector while the stencil computes.
-template <class T>
+// Rows of a map that will be read soon, to be fetched vector by vector while the stencil computes:
+// kStep rows from i on, and with every output kStep pixels of each. After the last row of an image
+// comes the next image; nothing is read, so that there need not be one.
+template <class T, int kStep = 1>
 struct Ahead {
-  const T* row;
+  const T* rows[kStep];
   int64_t stride;
 
   Ahead(const InputMap& map, int64_t height, int64_t image, int64_t i, int64_t channel)
-      : row(map.row<T>(image, i < height ? i : height - 1, channel)), stride(map.stride[2]) {}
+      : stride(map.stride[2]) {
+    for (int s = 0; s < kStep; ++s, ++i)
+      rows[s] = map.row<T>(i < height ? image : image + 1, i < height ? i : i - height, channel);
+  }
 
-  void fetch(int64_t j, int64_t c) const { __builtin_prefetch(row + j * stride + c); }
+  void fetch(int64_t j, int64_t c) const {
+    for (const T* row : rows)
+      for (int s = 0; s < kStep; ++s) __builtin_prefetch(row + (j * kStep + s) * stride + c);
+  }
 };
 
 // Whether a result (B, H, W, C) is large and in whole lines, so that it is better streamed.
