@@ -30,6 +30,7 @@ from pathlib import Path
 
 import click
 import torch
+from torch.utils import _pytree as pytree
 
 from bench import machine, report
 from bench.main import progress_bar, start
@@ -157,7 +158,7 @@ def make_call(op: str, case_name: str, dtype: str) -> Call:
     bench = declaration(op)
     case = next(case for case in bench.cases if case.name == case_name)
     args = make_inputs(case, DTYPES[dtype], "cpu")
-    return Call(op, bench.fused, args, torch.randn_like(bench.fused(*args)))
+    return Call(op, bench.fused, args, pytree.tree_map(torch.randn_like, bench.fused(*args)))
 
 
 def declaration(op: str) -> OpBench:

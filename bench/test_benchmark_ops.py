@@ -32,7 +32,7 @@ CASES = [
 def call(request: pytest.FixtureRequest, bench: OpBench, case: Case) -> Call:
     args = case.build(Maker(DTYPES[request.param], default_device()))
     args = pytree.tree_map_only(Tensor, differentiable, args)
-    return Call(bench.op, bench.fused, args, torch.ones_like(bench.fused(*args)))
+    return Call(bench.op, bench.fused, args, pytree.tree_map(torch.ones_like, bench.fused(*args)))
 
 
 def synchronised(function):

@@ -28,30 +28,38 @@ class Contestant(Protocol):
         """Run every phase once."""
 
 
+Output = Tensor | Sequence[Tensor]
+
+
 class Call:
-    """A function: inference forward and, if it is differentiable, training forward, backward."""
+    """A function: inference forward and, if it is differentiable, training forward, backward.
+
+    The function returns one tensor or several; `grad_out` is as many.
+    """
 
     def __init__(
         self,
         name: str,
-        function: Callable[..., Tensor],
+        function: Callable[..., Output],
         inputs: Sequence[object],
-        grad_out: Tensor,
+        grad_out: Output,
     ) -> None:
         self.name, self.grad_out = name, grad_out
         self._function, self._inputs = function, tuple(inputs)
         tensors = [x for x in pytree.tree_leaves(self._inputs) if isinstance(x, Tensor)]
         self._leaves = [x for x in tensors if x.requires_grad]
 
-    def infer(self) -> Tensor:
+    def infer(self) -> Output:
         with torch.no_grad():
             return self._function(*self._inputs)
 
-    def forward(self) -> Tensor:
+    def forward(self) -> Output:
         return self._function(*self._inputs)
 
-    def backward(self, out: Tensor) -> tuple[Tensor, ...]:
-        return torch.autograd.grad(out, self._leaves, self.grad_out) if out.requires_grad else ()
+    def backward(self, out: Output) -> tuple[Tensor, ...]:
+        if not is_differentiable(out):
+            return ()
+        return torch.autograd.grad(out, self._leaves, self.grad_out)
 
     def train(self) -> tuple[Tensor, ...]:
         return self.backward(self.forward())
@@ -59,7 +67,7 @@ class Call:
     def round(self, clock: Clock) -> dict[str, Sample]:
         _, infer = clock.time(self.infer)
         out, forward = clock.time(self.forward)
-        if not out.requires_grad:
+        if not is_differentiable(out):
             return {FORWARD: infer}
         _, backward = clock.time(lambda: self.backward(out))
         return {FORWARD: infer, BACKWARD: backward, BOTH: forward + backward}
@@ -69,6 +77,10 @@ class Call:
         peaks = {FORWARD: clock.peak_bytes(self.infer), BOTH: clock.peak_bytes(self.train)}
         out = self.forward()
         return peaks | {BACKWARD: clock.peak_bytes(lambda: self.backward(out))}
+
+
+def is_differentiable(out: Output) -> bool:
+    return any(x.requires_grad for x in pytree.tree_leaves(out))
 
 
 class Graphed:
