@@ -1,9 +1,10 @@
 """Time calls against each other: interleaved rounds and their medians.
 
-Every contestant runs once in every round, in an order that rotates, so that whatever else the
-machine does, and whatever the caches hold, falls on all of them alike.
+Every contestant runs once in every round, in an order that is drawn anew, so that whatever else
+the machine does, and whatever the one before left in the caches, falls on all of them alike.
 """
 
+import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -112,8 +113,7 @@ def interleave(
     for number in range(rounds[1]):
         if number >= rounds[0] and time.perf_counter() - begin > budget_s:
             break
-        shift = number % len(contestants)
-        for contestant in (*contestants[shift:], *contestants[:shift]):
+        for contestant in random.Random(number).sample(contestants, len(contestants)):
             for phase, sample in contestant.round(clock).items():
                 samples[contestant.name].setdefault(phase, []).append(sample)
     return samples

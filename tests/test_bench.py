@@ -158,7 +158,7 @@ def test_disagreeing_contestant_is_not_measured():
         measure_case(bench_of(wrong), TINY, "float32", QUICK)
 
 
-def test_contestants_run_once_a_round_in_rotating_order():
+def test_contestants_run_once_a_round_behind_changing_ones():
     order = []
 
     class Contestant:
@@ -169,9 +169,14 @@ def test_contestants_run_once_a_round_in_rotating_order():
             order.append(self.name)
             return {"forward": Sample(1.0, 0)}
 
-    samples = interleave([Contestant("a"), Contestant("b")], Clock(), 0.0, (3, 5))
-    assert "".join(order) == "ab" + "ab" + "ba" + "ab"  # the first two are not counted
-    assert {name: len(phases["forward"]) for name, phases in samples.items()} == {"a": 3, "b": 3}
+    samples = interleave([Contestant(name) for name in "abc"], Clock(), 0.0, (12, 15))
+    assert order[:3] == ["a", "b", "c"]  # these are not counted
+    rounds = [order[at : at + 3] for at in range(3, len(order), 3)]
+    assert len(rounds) == 12 and all(sorted(names) == ["a", "b", "c"] for names in rounds)
+    assert {tuple(names[:2]) for names in rounds} == {*itertools.permutations("abc", 2)}
+    assert {name: len(phases["forward"]) for name, phases in samples.items()} == dict.fromkeys(
+        "abc", 12
+    )
 
 
 def test_clock_sees_the_memory_and_the_page_faults_of_a_call():

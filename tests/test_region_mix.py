@@ -53,5 +53,5 @@ def test_accelerate_puts_both_regional_ops_into_mrl():
     settings = {"depths": (1, 1, 1), "widths": (16, 32, 48), "head_dim": 16}
     model = models.create_model("mrl_cvt_13", backend="auto", num_classes=3, **settings)
     report = models.accelerated_ops(model)
-    assert sum("region_sample" in ops for ops in report.values()) == 3
+    assert sum("region_fork" in ops for ops in report.values()) == 3
     assert sum("region_mix" in ops for ops in report.values()) == 3

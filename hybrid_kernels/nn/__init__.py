@@ -2,5 +2,6 @@
 
 from .atrous_attention import AtrousAttention
 from .fused import FUSED, fused_ops, is_fused
+from .region_mixer import RegionMixer
 
-__all__ = ["FUSED", "AtrousAttention", "fused_ops", "is_fused"]
+__all__ = ["FUSED", "AtrousAttention", "RegionMixer", "fused_ops", "is_fused"]

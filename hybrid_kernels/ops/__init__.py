@@ -13,6 +13,7 @@ from .gated_fuse import gated_fuse
 from .multiscale_attention import multiscale_attention
 from .partial_combine import partial_combine
 from .pool_cat import pool_cat
+from .region_attention import region_attention, region_fork
 from .region_mix import region_mix
 from .region_sample import region_sample
 from .single_query_attention import single_query_attention
@@ -35,6 +36,8 @@ __all__ = [
     "multiscale_attention",
     "partial_combine",
     "pool_cat",
+    "region_attention",
+    "region_fork",
     "region_mix",
     "region_sample",
     "single_query_attention",

@@ -17,17 +17,21 @@ GROUP_CONVOLUTIONS = (None, "append", "replace")
 
 
 class RegionSampler(nn.Module):
-    """Learned down-sampling of every region to one token: (B, H, W, C) -> (B, H', W', C)."""
+    """Learned down-sampling of every region to one token: (B, H, W, C) -> (B, H', W', C).
 
-    used_ops = ("region_sample",)
+    Returns the map, too, for whoever reads it next.
+    """
+
+    used_ops = ("region_fork",)
 
     def __init__(self, dim: int, region: int, norm: bool = True) -> None:
         super().__init__()
         self.ops: OpTable = REFERENCE
         self.depthwise = DepthwiseNorm(dim, region, norm)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.depthwise.finish(self.ops.region_sample(x, *self.depthwise.folded()))
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        tokens, x = self.ops.region_fork(x, *self.depthwise.folded())
+        return self.depthwise.finish(tokens), x
 
 
 class LocalMix(nn.Module):
@@ -155,7 +159,10 @@ class MRLMixer(nn.Module):
         The class token takes part in the attention among regions and in the linear layers.
         """
         cls, pixels = split_class_token(x, size)
-        sampled = [sampler(pixels) for sampler in self.samplers]
+        sampled = []
+        for sampler in self.samplers:
+            tokens, pixels = sampler(pixels)
+            sampled.append(tokens)
         grid = sampled[0].shape[1:3]
         if len(sampled) == 1:
             tokens = self.projection(sampled[0], cls)

@@ -42,6 +42,7 @@ from python_ref.ops.partial_combine import partial_combine, partial_combine_back
 from python_ref.ops.patch_embed import patch_embed, patch_embed_backward, patch_embed_out
 from python_ref.ops.pool_cat import pool_cat, pool_cat_backward
 from python_ref.ops.propagate_conv import propagate, propagate_conv, propagate_conv_backward
+from python_ref.ops.region_fork import region_fork
 from python_ref.ops.region_mix import region_mix, region_mix_backward
 from python_ref.ops.region_sample import region_sample, region_sample_backward
 from python_ref.ops.single_query_attention import (
@@ -115,6 +116,7 @@ __all__ = [
     "propagate",
     "propagate_conv",
     "propagate_conv_backward",
+    "region_fork",
     "region_mix",
     "region_mix_backward",
     "region_sample",
@@ -169,8 +171,8 @@ class OpTable:
     patch_embed: Callable  # (x, weight, patch, kind, pool_mode) -> (B, H', W', C')
     pool_cat: Callable  # (xs, height, width) -> y
     propagate_conv: Callable  # (maps, kernels, weight, H, W, gate_x, gate_weight) -> y
+    region_fork: Callable  # (x, weight, bias) -> (B, H', W', C), x
     region_mix: Callable  # (x, g, weight, region, bias) -> y
-    region_sample: Callable  # (x, weight, bias) -> (B, H', W', C)
     single_query_attention: Callable  # (query, k, v, scale, exclude) -> out
     single_query_attention_absorbed: Callable  # (query, x, wk, wv, bv, scale, exclude) -> out
     strip_dwconv: Callable  # (x, horizontal, vertical) -> (B, H, W, C)
@@ -203,8 +205,8 @@ REFERENCE = OpTable(
     patch_embed=patch_embed_out,
     pool_cat=pool_cat,
     propagate_conv=propagate_conv,
+    region_fork=region_fork,
     region_mix=region_mix,
-    region_sample=region_sample,
     single_query_attention=single_query_attention_out,
     single_query_attention_absorbed=single_query_attention_absorbed_out,
     strip_dwconv=strip_dwconv,
