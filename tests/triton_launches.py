@@ -188,6 +188,15 @@ def add_path(problem: str, norm: bool) -> None:
     op.value_conv_backward(x, *inputs, True, True, True, norm)
 
 
+def inject(problem: str) -> None:
+    from hybrid_kernels.triton import inject_fuse as op
+
+    local, coarse = (empty(8, n, n, 96, dtype=DTYPES[problem]) for n in (50, 7))
+    op.inject_fuse_backward(
+        op.inject_fuse(local, coarse, coarse), local, coarse, coarse, True, True, True
+    )
+
+
 def mix_regions(problem: str, needs: tuple[bool, ...] = (True,) * 4) -> None:
     from hybrid_kernels.triton import region_mix as op
 
@@ -225,6 +234,7 @@ CALLS: dict[str, tuple[Call, ...]] = {
     "downsample_pair": (lambda p: downsample(p, True), lambda p: downsample(p, False)),
     "dwconv_act": (depthwise,),
     "gated_fuse": (fuse,),
+    "inject_fuse": (inject,),
     "multiscale_attention": (attention_over_segments,),
     "partial_combine": (combine,),
     "pool_cat": (pool,),

@@ -10,6 +10,7 @@ from .conv_attention_fused import conv_attention_fused
 from .downsample_pair import downsample_pair
 from .dwconv_act import dwconv_act
 from .gated_fuse import gated_fuse
+from .inject_fuse import inject_fuse
 from .multiscale_attention import multiscale_attention
 from .partial_combine import partial_combine
 from .pool_cat import pool_cat
@@ -33,6 +34,7 @@ __all__ = [
     "downsample_pair",
     "dwconv_act",
     "gated_fuse",
+    "inject_fuse",
     "multiscale_attention",
     "partial_combine",
     "pool_cat",
