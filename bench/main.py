@@ -26,16 +26,17 @@ def run(bench: OpBench) -> None:
     @click.option("--dtype", "dtypes", multiple=True, type=click.Choice(list(DTYPES)))
     @click.option("--only", default="", help="Only cases whose name contains this.")
     @click.option("--no-compile", is_flag=True, help="Leave out torch.compile, which takes long.")
+    @click.option("--budget", default=4.0, help="Seconds of timed rounds, per case and dtype.")
     @click.option("--graphs", is_flag=True, help="On a GPU: also launched from CUDA graphs.")
     @click.option("--label", default="", help="Appended to the name of the result files.")
-    def command(device, quick, isa, dtypes, only, no_compile, graphs, label) -> None:
+    def command(device, quick, isa, dtypes, only, no_compile, budget, graphs, label) -> None:
         start(device, isa)
         options = Options(
             device=device,
             quick=quick,
             compile=not (no_compile or quick),
             graphs=graphs and device == "cuda",
-            budget_s=1.0 if quick else 4.0,
+            budget_s=1.0 if quick else budget,
             only=only,
         )
         if dtypes:
