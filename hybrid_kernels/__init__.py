@@ -26,6 +26,7 @@ from .ops import (
     region_sample,
     single_query_attention,
     single_query_attention_absorbed,
+    single_query_form,
     token_fusion,
     value_conv,
 )
@@ -69,6 +70,7 @@ __all__ = [
     "set_output_cache",
     "single_query_attention",
     "single_query_attention_absorbed",
+    "single_query_form",
     "token_fusion",
     "use_backend",
     "value_conv",

@@ -59,9 +59,29 @@ def info(as_json: bool) -> None:
     for line in facts["ops"]:
         table.add_row(line["op"], line["device"], line["backend"], line["reason"])
     console.print(table)
+    console.print(_forms_table(facts["single_query_forms"]))
     for title, wanted in (("accelerate exchanges", True), ("not fused yet, reference", False)):
         names = [op for op, is_fused in facts["model_ops"].items() if is_fused is wanted]
         console.print(f"{title}: {', '.join(names) or 'none'}", soft_wrap=True)
+
+
+def _forms_table(forms: list[dict]) -> Table:
+    title = (
+        "single_query_attention_absorbed: multiply-adds per token of its two forms\n"
+        "absorbed where 2 C G <= (C + G)(d + dv)"
+    )
+    table = Table(title=title, title_justify="left")
+    for heading in ("shape", "G", "heads", "C", "absorbed", "projected", "form", "attention"):
+        table.add_column(heading)
+    for form in forms:
+        numbers = ("queries", "heads", "channels", "absorbed_cost", "projected_cost")
+        table.add_row(
+            form["name"],
+            *(str(form[key]) for key in numbers),
+            "absorbed" if form["is_absorbed"] else "projected",
+            "kernel" if form["is_kernel"] else "torch's products",
+        )
+    return table
 
 
 def _facts_table(facts: dict) -> Table:

@@ -11,7 +11,19 @@ import torch
 
 from . import _native, backends
 from .nn import fused_ops
+from .ops import single_query_form
 from .output_cache import output_cache_info
+
+# Queries, heads, channels of blocks that attend from a few queries; a head has channels / heads.
+FEW_QUERIES = {
+    "PartialFormer-B3 stage 1": (1, 4, 64),
+    "PartialFormer-B3 stage 2": (1, 8, 128),
+    "PartialFormer-B3 stage 3": (1, 16, 256),
+    "MCGA stage 1": (8, 2, 32),
+    "MCGA stage 2": (8, 2, 64),
+    "MCGA stage 3": (8, 4, 128),
+    "16 queries of 4 channels": (16, 4, 16),
+}
 
 
 def gather() -> dict[str, Any]:
@@ -43,6 +55,7 @@ def gather() -> dict[str, Any]:
         "backend": backends.get_backend(),
         "ops": [_service(op, device) for op in backends.op_names() for device in devices()],
         "model_ops": fused_ops(),
+        "single_query_forms": [_form(name, *shape) for name, shape in FEW_QUERIES.items()],
     }
 
 
@@ -79,6 +92,12 @@ def _gpu(index: int) -> dict[str, str | float]:
         "arch": f"sm_{properties.major}{properties.minor}",
         "memory_gb": round(properties.total_memory / 1e9, 1),
     }
+
+
+def _form(name: str, queries: int, heads: int, channels: int) -> dict[str, Any]:
+    form = single_query_form(queries, heads, channels, channels // heads)
+    shape = {"name": name, "queries": queries, "heads": heads, "channels": channels}
+    return shape | dataclasses.asdict(form)
 
 
 def _service(op: str, device: str) -> dict[str, str]:

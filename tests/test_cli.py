@@ -43,6 +43,18 @@ def test_info_as_tables_shows_versions_and_ops():
         assert text in result.stdout
 
 
+def test_info_tells_the_cheaper_form_of_single_query_attention():
+    forms = json.loads(invoke("info", "--json").stdout)["single_query_forms"]
+    for form in forms:
+        G, h, C = form["queries"], form["heads"], form["channels"]
+        assert form["absorbed_cost"] == h * G * C * 2  # scores and means over C channels
+        assert form["projected_cost"] == 2 * C * C + 2 * C * G  # two projections, then attention
+        assert form["is_absorbed"] == (form["absorbed_cost"] <= form["projected_cost"])
+        assert form["is_kernel"] == (not form["is_absorbed"] or (h * G <= 16 and C <= 128))
+    assert {form["is_absorbed"] for form in forms} == {True, False}
+    assert "2 C G <= (C + G)(d + dv)" in " ".join(invoke("info").stdout.split())
+
+
 def test_info_says_which_ops_of_models_stay_reference():
     fused, reference = invoke("info").stdout.split("accelerate exchanges: ")[1].splitlines()[:2]
     assert "atrous_attention" in fused.split(", ")

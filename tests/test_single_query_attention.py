@@ -8,8 +8,8 @@ from hybrid_kernels import (
     multiscale_attention,
     single_query_attention,
     single_query_attention_absorbed,
+    single_query_form,
 )
-from hybrid_kernels.ops.single_query_attention_absorbed import absorbs
 from hybrid_kernels.samples import Maker, single_query_pool
 from hybrid_kernels.samples import single_query_attention as samples
 from python_ref.ops import single_query_attention_absorbed_out
@@ -60,7 +60,9 @@ PROJECTED = (8, 2, 4, 2, 2)
 @pytest.mark.parametrize("sizes", [*ABSORBED, PROJECTED])
 def test_absorbed_form_equals_the_reference_on_every_path(sizes, shared, has_bias):
     queries, heads, channels, d, dv = sizes
-    assert absorbs(heads, queries, channels, d, dv) == (sizes in ABSORBED)
+    form = single_query_form(queries, heads, channels, d, dv)
+    assert form.is_absorbed == (sizes in ABSORBED)
+    assert form.is_kernel == (sizes in (ABSORBED[0], PROJECTED))
     make = Maker(torch.float32, DEVICE)
     inputs = [
         make.data(queries, heads, d) if shared else make.data(2, queries, heads, d),

@@ -18,7 +18,7 @@ from .region_attention import region_attention, region_fork
 from .region_mix import region_mix
 from .region_sample import region_sample
 from .single_query_attention import single_query_attention
-from .single_query_attention_absorbed import single_query_attention_absorbed
+from .single_query_attention_absorbed import single_query_attention_absorbed, single_query_form
 from .token_fusion import token_fusion
 from .value_conv import value_conv
 
@@ -44,6 +44,7 @@ __all__ = [
     "region_sample",
     "single_query_attention",
     "single_query_attention_absorbed",
+    "single_query_form",
     "token_fusion",
     "value_conv",
 ]

@@ -1,5 +1,7 @@
 """Single-query attention that projects its few queries and outputs instead of all tokens."""
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,10 +23,11 @@ def single_query_attention_absorbed(
     """`single_query_attention` of projected tokens, without projecting them where that is cheaper.
 
     ``k = x key_weight^T`` and ``v = x value_weight^T + value_bias``. The key projection can move to
-    the queries and the value projection to the outputs, which is exact in real arithmetic: keys and
-    values are then never built. `absorbs` decides, by cost; without it the tokens are projected.
-    Up to 16 pairs of a query and a head and 128 channels are one kernel, which reads the tokens
-    once; beyond that the two products and the softmax are torch's.
+    the queries and the value projection to the outputs: keys and values are then never built. Both
+    forms are exact in real arithmetic; the cheaper one is taken, and `single_query_form` tells
+    which, and what both cost. Absorbed, up to 16 pairs of a query and a head and 128 channels are
+    one kernel, which reads the tokens once; beyond that the two products and the softmax are
+    torch's.
 
     Args:
         query: ``(B, G, h, d)``, or ``(G, h, d)`` for queries that all images share; 1 to 16
@@ -52,25 +55,49 @@ def single_query_attention_absorbed(
     G, h, d = query.shape[-3:]
     scale = d**-0.5 if scale is None else scale
     key_heads, value_heads = (w.unflatten(0, (h, -1)) for w in (key_weight, value_weight))
-    if not absorbs(h, G, x.shape[2], d, value_heads.shape[1]):
+    form = single_query_form(G, h, x.shape[2], d, value_heads.shape[1])
+    if not form.is_absorbed:
         k = F.linear(x, key_weight).unflatten(-1, (h, d))
         v = F.linear(x, value_weight, value_bias).unflatten(-1, (h, -1))
         return single_query_attention(query, k, v, scale, exclude)
     absorbed = torch.einsum("...ghd,hdc->...ghc", query, key_heads).flatten(-3, -2)
-    has_kernel = h * G <= MAX_QUERIES and x.shape[2] <= MAX_CHANNELS
-    pool = single_query_pool if has_kernel else _pool_by_products
+    pool = single_query_pool if form.is_kernel else _pool_by_products
     mean = pool(absorbed, x, scale, exclude).unflatten(1, (G, h))
     out = torch.einsum("bghc,hec->bghe", mean, value_heads)
     return out if value_bias is None else out + value_bias.unflatten(0, (h, -1))
 
 
-def absorbs(heads: int, queries: int, channels: int, d: int, dv: int) -> bool:
-    """Whether `single_query_attention_absorbed` leaves the tokens as they are.
+@dataclass(frozen=True)
+class SingleQueryForm:
+    """Which of two exact forms `single_query_attention_absorbed` takes, and what each costs."""
 
-    A token then costs ``2 C h G`` multiply-adds; projected, ``(C + G) h (d + dv)`` and twice the
-    memory.
+    is_absorbed: bool  # the projections move to queries and outputs; else the tokens are projected
+    is_kernel: bool  # attention is a kernel of this library; else torch's products and softmax
+    absorbed_cost: int  # multiply-adds per token
+    projected_cost: int
+
+
+def single_query_form(
+    queries: int, heads: int, channels: int, d: int, dv: int | None = None
+) -> SingleQueryForm:
+    """The form that `single_query_attention_absorbed` takes for a shape, the cheaper one.
+
+    Absorbed, a token costs ``2 C h G`` multiply-adds; projected, ``(C + G) h (d + dv)`` and twice
+    the memory. So the tokens stay as they are where ``2 C G <= (C + G) (d + dv)``.
+
+    Args:
+        queries: ``G``, 1 to 16.
+        heads: ``h``.
+        channels: ``C`` of the tokens.
+        d: Width of a head's queries and keys.
+        dv: Width of a head's values; ``d`` if ``None``.
     """
-    return 2 * channels * queries <= (channels + queries) * (d + dv)
+    widths = d + (d if dv is None else dv)
+    absorbed = 2 * channels * heads * queries
+    projected = (channels + queries) * heads * widths
+    is_absorbed = absorbed <= projected
+    has_pool = heads * queries <= MAX_QUERIES and channels <= MAX_CHANNELS
+    return SingleQueryForm(is_absorbed, not is_absorbed or has_pool, absorbed, projected)
 
 
 def _pool_by_products(query, x, scale, exclude):
