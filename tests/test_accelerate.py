@@ -237,6 +237,26 @@ def test_dilated_convolutions_equal_the_reference(height, width, dilations, stri
     torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-10)
 
 
+@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize("with_query", [False, True])
+@pytest.mark.parametrize("strides", [(1, 1), (1, 2), (2, 2), (1, 3)])
+def test_projections_equal_the_reference(strides, with_query, affine):
+    if not with_query:
+        strides = (1, strides[1])
+    torch.manual_seed(0)
+    shapes = [(2, 5, 6, 4), *[(3, 3, 4)] * 3, *[(2, 4)] * 3, (2, 1, 4)]
+    leaves = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in shapes]
+    x, *weights = leaves[:4]
+    weights[0] = weights[0] if with_query else None
+    affines = leaves[4:7] if affine else [None] * 3
+    cls = leaves[7] if affine else None
+    tokens = [ops.dwconv_qkv(x, *weights, *affines, *strides, cls) for ops in (FUSED, REFERENCE)]
+    wanted = [t for t in (x, *weights, *affines, cls) if t is not None]
+    grads = [torch.randn_like(y) for y in tokens[0]]
+    found, expected = ([*ys, *torch.autograd.grad(ys, wanted, grads)] for ys in tokens)
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-10)
+
+
 @pytest.mark.parametrize("taps", [3, 5])
 @pytest.mark.parametrize(("height", "width"), [(6, 7), (1, 2)])
 def test_strip_convolutions_equal_the_reference(height, width, taps):

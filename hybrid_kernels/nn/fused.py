@@ -26,6 +26,7 @@ from ..ops import (
     value_conv,
 )
 from .branch_linear import branch_project_in, branch_project_out
+from .dwconv_qkv import dwconv_qkv
 from .strip_dwconv import strip_dwconv
 
 # An operator that has no kernel yet stays the reference's.
@@ -39,6 +40,7 @@ FUSED = replace(
     conv_attention_fused=conv_attention_fused,
     downsample_pair=downsample_pair,
     dwconv_act=dwconv_act,
+    dwconv_qkv=dwconv_qkv,
     gated_fuse=gated_fuse,
     inject_fuse=inject_fuse,
     multiscale_attention=multiscale_attention,
