@@ -61,6 +61,16 @@ def attention_over_segments(problem: str) -> None:
     op.multiscale_attention_backward(out, q, ks, vs, out, lse, 0.25, True, needs, needs)
 
 
+def attention_of_mixed_heads(problem: str) -> None:
+    from hybrid_kernels.triton import mixed_head_attention as op
+
+    h, g, dtype = 24, 48, DTYPES[problem]
+    rows, w1, w2 = (empty(*size, dtype=dtype) for size in ((8, 200, h, 32), (g, h), (h, g)))
+    inputs = (rows, rows, rows, w1, w1[:, 0], w2, w2[:, 0])
+    out, lse = op.mixed_head_attention(*inputs, 0.25)
+    op.mixed_head_attention_backward(out, *inputs, lse, 0.25, True, True, True)
+
+
 def attention_of_few_queries(problem: str) -> None:
     from hybrid_kernels.triton import single_query_attention as op
 
@@ -235,6 +245,7 @@ CALLS: dict[str, tuple[Call, ...]] = {
     "dwconv_act": (depthwise,),
     "gated_fuse": (fuse,),
     "inject_fuse": (inject,),
+    "mixed_head_attention": (attention_of_mixed_heads,),
     "multiscale_attention": (attention_over_segments,),
     "partial_combine": (combine,),
     "pool_cat": (pool,),

@@ -11,6 +11,7 @@ from .downsample_pair import downsample_pair
 from .dwconv_act import dwconv_act
 from .gated_fuse import gated_fuse
 from .inject_fuse import inject_fuse
+from .mixed_head_attention import mixed_head_attention
 from .multiscale_attention import multiscale_attention
 from .partial_combine import partial_combine
 from .pool_cat import pool_cat
@@ -35,6 +36,7 @@ __all__ = [
     "dwconv_act",
     "gated_fuse",
     "inject_fuse",
+    "mixed_head_attention",
     "multiscale_attention",
     "partial_combine",
     "pool_cat",

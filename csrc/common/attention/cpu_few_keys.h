@@ -7,9 +7,8 @@
 #pragma once
 
 #include "../aligned_buffer.h"
-#include "../arithmetic.h"
 #include "../partial_sums.h"
-#include "../products.h"
+#include "cpu_blocks.h"
 
 namespace hybrid {
 namespace HYBRID_ISA {
@@ -111,45 +110,19 @@ class FewKeys {
     store_vector(row, vector, x + load(row + vector * kCount));
   }
 
-  // Rows of a head with the queries in the lanes; lanes behind the last query repeat it.
-  void transpose_rows(const Scalar* rows, int64_t step, int64_t count, Scalar* to) const {
-    for (int64_t t = 0; t < count; t += kCount)
-      for (int64_t c = 0; c < d_; c += kCount) {
-        V block[kCount];
-#pragma GCC unroll 16
-        for (int i = 0; i < kCount; ++i)
-          block[i] = load(rows + (t + i < count ? t + i : count - 1) * step + c);
-        if constexpr (kCount > 1) transpose(block);
-#pragma GCC unroll 16
-        for (int i = 0; i < kCount; ++i) store(to + (c + i) * kPanel + t, block[i]);
-      }
-  }
-
   // The weights of a head, P[key][query].
   void weigh(int64_t head, const Scalar* q, int64_t step, int64_t count) {
-    transpose_rows(q + head * d_, step, count, qt_);
+    transpose_rows<T>(q + head * d_, step, count, d_, &qt_[0], kPanel);
     products<T>(k_ + head * M_ * words_, words_, 1, M_, &qt_[0], kPanel, vectors(count), d_,
                 [&](int64_t m, int vector, V x) __attribute__((always_inline)) {
                   store(p_ + m * kPanel + vector * kCount, x * broadcast(scale_log2_));
                 });
-    for (int64_t i = 0; i < count; i += kCount) {
-      Scalar* column = p_ + i;
-      V top = load(column), total = broadcast(Scalar(0));
-      for (int64_t m = 1; m < M_; ++m) top = max(load(column + m * kPanel), top);
-      for (int64_t m = 0; m < M_; ++m) {
-        const V x = exp2(load(column + m * kPanel) - top);
-        store(column + m * kPanel, x);
-        total = total + x;
-      }
-      const V share = broadcast(Scalar(1)) / total;
-      for (int64_t m = 0; m < M_; ++m)
-        store(column + m * kPanel, load(column + m * kPanel) * share);
-    }
+    softmax_over_keys<T>(&p_[0], M_, kPanel, count, [](int64_t, V, V) {});
   }
 
   // scale dS[key][query] = scale P (dP - sum of P dP over keys), with dP = V dO^T.
   void weigh_gradient(int64_t head, const Scalar* grad, int64_t step, int64_t count) {
-    transpose_rows(grad + head * d_, step, count, gt_);
+    transpose_rows<T>(grad + head * d_, step, count, d_, &gt_[0], kPanel);
     products<T>(v_ + head * M_ * words_, words_, 1, M_, &gt_[0], kPanel, vectors(count), d_,
                 [&](int64_t m, int vector, V x) __attribute__((always_inline)) {
                   store(ds_ + m * kPanel + vector * kCount, x);
