@@ -164,6 +164,15 @@ def pool(problem: str) -> None:
     op.pool_cat_backward(op.pool_cat(xs, 7, 7), xs, 7, 7, [True, True])
 
 
+def embed_patches(problem: str) -> None:
+    from hybrid_kernels.triton import patch_embed as op
+
+    x, weight = (empty(*shape, dtype=DTYPES[problem]) for shape in ((8, 50, 50, 96), (64, 96)))
+    for kind in ("max", "avg"):
+        z, index = op.patch_embed(x, weight, 4, kind, "ceil")
+        op.patch_embed_backward(z, x, weight, index, 4, kind, "ceil", True, True)
+
+
 def dilated(problem: str) -> None:
     from hybrid_kernels.triton import atrous_dwconv as op
 
@@ -248,6 +257,7 @@ CALLS: dict[str, tuple[Call, ...]] = {
     "mixed_head_attention": (attention_of_mixed_heads,),
     "multiscale_attention": (attention_over_segments,),
     "partial_combine": (combine,),
+    "patch_embed": (embed_patches,),
     "pool_cat": (pool,),
     "reduction": (fuse,),
     "region_mix": (mix_regions, lambda p: mix_regions(p, (True, True, False, False))),

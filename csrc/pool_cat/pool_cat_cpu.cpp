@@ -1,7 +1,6 @@
 // CPU kernels of pool_cat: one row of a target after the other. Compiled once per instruction set.
 #include "../common/aligned_buffer.h"
 #include "../common/arithmetic.h"
-#include "../common/streaming.h"
 #include "pool_cat.h"
 
 namespace hybrid {
@@ -31,17 +30,13 @@ class Rows {
   explicit Rows(const PoolTask& task)
       : task_(task),
         columns_(task.target.W),
-        column_shares_(kForward ? 0 : task.source.W),
-        row_shares_(kForward ? 0 : task.source.H),
+        shares_(kForward ? 0 : task.source.W),
         width_(whole_vectors<T>(task.C)),
         sums_(kForward ? task.target.W * width_ : 0) {
     for (int64_t x = 0; x < task.target.W; ++x)
       columns_[x] = window(x, task.source.W, task.target.W);
-    if (kForward) return;
-    for (int64_t x = 0; x < task.source.W; ++x)
-      column_shares_[x] = Scalar(1) / window(x, task.target.W, task.source.W).size();
-    for (int64_t y = 0; y < task.source.H; ++y)
-      row_shares_[y] = Scalar(1) / window(y, task.target.H, task.source.H).size();
+    for (int64_t x = 0; !kForward && x < task.source.W; ++x)
+      shares_[x] = Scalar(1) / window(x, task.target.W, task.source.W).size();
   }
 
   void compute(int64_t image, int64_t row) {
@@ -56,107 +51,60 @@ class Rows {
   }
 
  private:
-  // Pixels of the source in the order of memory, which the processor can foresee. A row of a window
-  // is summed in registers; between the rows, the sums of all windows stay in a cache.
+  // Pixels of the source in the order of memory, which it can foresee; the sums stay in a cache.
   void average(const T* source, Range rows, T* out) {
     for (int64_t y = rows.begin; y < rows.end; ++y)
-      for (int64_t x = 0; x < task_.target.W; ++x) {
-        const Range columns = columns_[x];
-        const WindowRow window{
-            source + y * task_.source.stride[1] + columns.begin * task_.source.stride[2],
-            columns.size(),
-            sums_ + x * width_,
-            out + x * task_.target.stride[2],
-            Scalar(1) / static_cast<Scalar>(rows.size() * columns.size()),
-            y == rows.begin,
-            y + 1 == rows.end};
-        add_row(window);
-      }
-  }
-
-  struct WindowRow {
-    const T* pixels;
-    int64_t count;
-    Scalar* sums;
-    T* mean;
-    Scalar share;  // of a pixel
-    bool is_first, is_last;
-  };
-
-  void add_row(const WindowRow& window) const {
-    constexpr int64_t kChunk = 4 * kCount;
-    int64_t c = 0;
-    for (; c + kChunk <= task_.C; c += kChunk) add_channels<4>(window, c, All{});
-    for (; c + kCount <= task_.C; c += kCount) add_channels<1>(window, c, All{});
-    if (c < task_.C) add_channels<1>(window, c, First{static_cast<int>(task_.C - c)});
+      for (int64_t x = 0; x < task_.target.W; ++x)
+        for (int64_t k = columns_[x].begin; k < columns_[x].end; ++k)
+          add_pixel(source + y * task_.source.stride[1] + k * task_.source.stride[2],
+                    sums_ + x * width_, y == rows.begin && k == columns_[x].begin);
+    for (int64_t x = 0; x < task_.target.W; ++x, out += task_.target.stride[2]) {
+      const V size = broadcast(static_cast<Scalar>(rows.size() * columns_[x].size()));
+      for_each_vector<T>(task_.C, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
+        store_lanes(out + c, load(sums_ + x * width_ + c) / size, lanes);
+      });
+    }
   }
 
   // The processor's own prefetching stops at the end of every page.
   static constexpr int64_t kAhead = 2048;  // bytes
 
-  template <int kVectors, class Lanes>
-  inline __attribute__((always_inline)) void add_channels(const WindowRow& window, int64_t c,
-                                                          Lanes lanes) const {
-    const int64_t step = task_.source.stride[2];
-    V sum[kVectors];
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v)
-      sum[v] = window.is_first ? broadcast(Scalar(0)) : load(window.sums + c + v * kCount);
-    const T* pixel = window.pixels + c;
-    for (int64_t k = 0; k < window.count; ++k, pixel += step) {
-#pragma GCC unroll 4
-      for (int64_t byte = 0; byte < kVectors * kCount * int64_t{sizeof(T)}; byte += kLine)
-        __builtin_prefetch(reinterpret_cast<const char*>(pixel) + kAhead + byte);
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) sum[v] = sum[v] + load_lanes(pixel + v * kCount, lanes);
-    }
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v)
-      if (window.is_last)
-        store_lanes(window.mean + c + v * kCount, sum[v] * broadcast(window.share), lanes);
-      else
-        store(window.sums + c + v * kCount, sum[v]);
+  void add_pixel(const T* pixel, Scalar* sums, bool is_first) const {
+    for_each_vector<T>(task_.C, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
+      __builtin_prefetch(reinterpret_cast<const char*>(pixel + c) + kAhead);
+      const V value = load_lanes(pixel + c, lanes);
+      store(sums + c, is_first ? value : load(sums + c) + value);
+    });
   }
 
-  // Few elements of the source, mostly one, for every pixel of the target.
+  // Few elements of the source, often one, for every pixel of the target.
   void spread(const T* source, Range rows, T* out) const {
+    const int64_t step = task_.source.stride[2];
     for (int64_t x = 0; x < task_.target.W; ++x, out += task_.target.stride[2]) {
       const Range columns = columns_[x];
-      const T* first =
-          source + rows.begin * task_.source.stride[1] + columns.begin * task_.source.stride[2];
-      if (rows.size() == 1 && columns.size() == 1)
-        scale_pixel(first, row_shares_[rows.begin] * column_shares_[columns.begin], out);
-      else
-        sum_pixels(first, rows, columns, out);
+      for_each_vector<T>(task_.C, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
+        V sum = broadcast(Scalar(0));
+        for (int64_t y = rows.begin; y < rows.end; ++y) {
+          V of_row = broadcast(Scalar(0));
+          const T* row = source + y * task_.source.stride[1] + c;
+          for (int64_t k = columns.begin; k < columns.end; ++k)
+            of_row = fma(load_lanes(row + k * step, lanes), broadcast(shares_[k]), of_row);
+          sum = fma(of_row, broadcast(row_share(y)), sum);
+        }
+        store_lanes(out + c, sum, lanes);
+      });
     }
   }
 
-  void scale_pixel(const T* pixel, Scalar share, T* out) const {
-    for_each_vector<T>(task_.C, [=](int64_t c, auto lanes) __attribute__((always_inline)) {
-      store_lanes(out + c, load_lanes(pixel + c, lanes) * broadcast(share), lanes);
-    });
-  }
-
-  void sum_pixels(const T* first, Range rows, Range columns, T* out) const {
-    for_each_vector<T>(task_.C, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
-      V sum = broadcast(Scalar(0));
-      for (int64_t y = 0; y < rows.size(); ++y) {
-        V of_row = broadcast(Scalar(0));
-        const T* pixel = first + y * task_.source.stride[1] + c;
-        for (int64_t k = 0; k < columns.size(); ++k, pixel += task_.source.stride[2])
-          of_row =
-              fma(load_lanes(pixel, lanes), broadcast(column_shares_[columns.begin + k]), of_row);
-        sum = fma(of_row, broadcast(row_shares_[rows.begin + y]), sum);
-      }
-      store_lanes(out + c, sum, lanes);
-    });
+  Scalar row_share(int64_t y) const {
+    return Scalar(1) / window(y, task_.target.H, task_.source.H).size();
   }
 
   const PoolTask& task_;
-  AlignedBuffer<Range> columns_;                      // of the source, for a column of the target
-  AlignedBuffer<Scalar> column_shares_, row_shares_;  // of the source's elements
-  const int64_t width_;                               // channels in whole vectors
-  AlignedBuffer<Scalar> sums_;                        // of a row of the target
+  AlignedBuffer<Range> columns_;  // of the source, for a column of the target
+  AlignedBuffer<Scalar> shares_;  // of the source's columns
+  const int64_t width_;           // channels in whole vectors
+  AlignedBuffer<Scalar> sums_;    // of a row of the target
 };
 
 // Chunks [begin, end): a share of the rows of every task, so that large maps do not all fall to one

@@ -72,35 +72,44 @@ class BackwardWorker {
     load_row(p_.grad.row<T>(image, row, 0), p_.grad.stride[2], p_.columns, p_.C,
              static_cast<Scalar*>(tokens_), width_, Identity{});
     const int64_t region = p_.region, top = row * region;
-    for (int64_t u = 0; u < smaller(region, p_.H - top); ++u)
-      if (p_.grad_x.data || p_.grad_weight)
-        meet_row(image, top + u, u, sums + u * region * sum_row, sum_row);
+    for (int64_t u = 0; u < smaller(region, p_.H - top); ++u) {
+      if (p_.grad_x.data) spread_row(image, top + u, u);
+      if (p_.grad_weight) add_row(image, top + u, sums + u * region * sum_row, sum_row);
+    }
     if (p_.grad_weight) sums += region * region * sum_row;
     if (p_.grad_bias) add_pixels<T>(tokens_, p_.columns, width_, sums);
   }
 
  private:
-  // Row i of the map, row u of its regions: dx, and ds x added to the sums of its taps.
-  void meet_row(int64_t image, int64_t i, int64_t u, Scalar* sums, int64_t sum_row) const {
-    const bool streams = streams_, needs_x = p_.grad_x.data, needs_taps = p_.grad_weight;
-    const int64_t C = p_.C, step = p_.x.stride[2], init_step = p_.dx_init.stride[2];
+  // Row i of dx, row u of its regions.
+  void spread_row(int64_t image, int64_t i, int64_t u) const {
+    const bool streams = streams_;
+    const int64_t C = p_.C;
     const Scalar* taps = static_cast<const Scalar*>(p_.weight) + u * p_.region * C;
     const T* init = p_.dx_init.data ? p_.dx_init.row<T>(image, i, 0) : nullptr;
-    const T* x = p_.x.row<T>(image, i, 0);
-    T* dx = needs_x ? p_.grad_x.row<T>(image, i, 0) : nullptr;
-    for (int64_t q = 0, j = 0; q < p_.columns; ++q) {
+    T* dx = p_.grad_x.row<T>(image, i, 0);
+    for (int64_t q = 0; q < p_.columns; ++q) {
       const Scalar* token = tokens_ + q * width_;
-      for (int64_t v = 0; v < pixels_of(p_, q); ++v, ++j)
+      for (int64_t v = 0; v < pixels_of(p_, q); ++v, dx += C) {
         for_each_vector<T>(C, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
-          const V ds = load(token + c);
-          if (needs_taps) {
-            Scalar* sum = sums + v * sum_row + c;
-            store(sum, fma(ds, load_lanes(x + j * step + c, lanes), load(sum)));
-          }
-          if (!needs_x) return;
-          V value = load_lanes(taps + v * C + c, lanes) * ds;
-          if (init) value = value + load_lanes(init + j * init_step + c, lanes);
-          stream_lanes(dx + j * C + c, value, lanes, streams);
+          V value = load_lanes(taps + v * C + c, lanes) * load(token + c);
+          if (init) value = value + load_lanes(init + c, lanes);
+          stream_lanes(dx + c, value, lanes, streams);
+        });
+        if (init) init += p_.dx_init.stride[2];
+      }
+    }
+  }
+
+  // Adds row i of ds x to the sums of its taps.
+  void add_row(int64_t image, int64_t i, Scalar* sums, int64_t sum_row) const {
+    const T* x = p_.x.row<T>(image, i, 0);
+    for (int64_t q = 0; q < p_.columns; ++q) {
+      const Scalar* token = tokens_ + q * width_;
+      for (int64_t v = 0; v < pixels_of(p_, q); ++v, x += p_.x.stride[2])
+        for_each_vector<T>(p_.C, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
+          Scalar* sum = sums + v * sum_row + c;
+          store(sum, fma(load(token + c), load_lanes(x + c, lanes), load(sum)));
         });
     }
   }

@@ -14,6 +14,7 @@ from .inject_fuse import inject_fuse
 from .mixed_head_attention import mixed_head_attention
 from .multiscale_attention import multiscale_attention
 from .partial_combine import partial_combine
+from .patch_embed import patch_embed
 from .pool_cat import pool_cat
 from .region_attention import region_attention, region_fork
 from .region_mix import region_mix
@@ -39,6 +40,7 @@ __all__ = [
     "mixed_head_attention",
     "multiscale_attention",
     "partial_combine",
+    "patch_embed",
     "pool_cat",
     "region_attention",
     "region_fork",
