@@ -48,6 +48,18 @@ def test_another_gradient_of_the_queries_is_added_to_theirs_alone(name, dtype):
     assert torch.equal(found[2], plain[2])
 
 
+def test_weights_of_the_backward_sum_to_one_however_large_the_scores_are():
+    # Of gradients of 1, the values get the weights: where the log-sum-exp is far from zero, its
+    # rounding must not be in them.
+    qkv, token, window, _, _ = arguments("stage4")
+    leaves = qkv.requires_grad_(), token.requires_grad_()
+    outs = abstract_token_attention(*leaves, window, scale=40.0)
+    grad_qkv, grad_token = torch.autograd.grad(outs, leaves, [torch.ones_like(out) for out in outs])
+    weights = grad_qkv[:, :, :, 2].double().sum((0, 1, 2)) + grad_token[2].double()
+    rows = outs[0][..., 0, 0].numel() + outs[1][..., 0, 0].numel()
+    torch.testing.assert_close(weights / rows, torch.ones_like(weights), rtol=0, atol=1e-6)
+
+
 def test_masked_padding_equals_the_crop_of_each_window():
     qkv, token, window, scale, _ = arguments("masked")
     out, summary = abstract_token_attention(qkv, token, window, scale)

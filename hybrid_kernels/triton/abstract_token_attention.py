@@ -176,9 +176,11 @@ def by_key(
         g, row_lse = load_gradient(saved, at, rows, heads, SLOTS, D, CHANNELS)
         weight = tl.exp2(scores(q, k, inputs[5], keys, scale) - row_lse[:, None])
         grad = tl.dot(g, tl.trans(v), input_precision="ieee")
-        if TILES == 1:  # D from the weights, which spares the reading of out
-            row_total = tl.maximum(tl.sum(weight, axis=1), 1e-30)
-            row_dot = tl.sum(weight * grad, axis=1) / row_total
+        if TILES == 1:
+            # By their own sum, one but for the rounding of the log-sum-exp, which is more than they
+            # may be wrong where scores are large. D from them spares the reading of out.
+            weight /= tl.maximum(tl.sum(weight, axis=1), 1e-30)[:, None]
+            row_dot = tl.sum(weight * grad, axis=1)
         else:
             row_dot = row_dots(saved, g, at, rows, heads, D, CHANNELS)
         ds = weight * (grad - row_dot[:, None])

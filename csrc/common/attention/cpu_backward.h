@@ -87,6 +87,7 @@ class BackwardTiles {
       first_query_ = panels_.begin(panel);
       panel_queries_ = static_cast<int>(panels_.end(panel) - first_query_);
       probabilities(panel);
+      if (has_all_keys()) normalise();
       add_products<Walk::kAlongRow>(along_queries(), tile_keys_, panel_queries_, inner_grads(),
                                     value_, panel == 0, dv_);
       score_grads(panel);
@@ -165,6 +166,17 @@ class BackwardTiles {
               });
   }
 
+  // Divides P of all keys by its sum, one but for the rounding of the log-sum-exp: where scores are
+  // large, that is more than P itself may be wrong.
+  __attribute__((noinline)) void normalise() {
+    for (int i = 0; i < panel_queries_; i += kLanes) {
+      F total = zero();
+      for (int t = 0; t < tile_keys_; ++t) total = total + load(s_ + t * kStride + i);
+      const F factor = broadcast(1.f) / total;
+      for (int t = 0; t < tile_keys_; ++t) put(t, i, load(s_ + t * kStride + i) * factor);
+    }
+  }
+
   // dS = P (dP - D) in place of P; with pairs also as words of two keys, in s_.
   __attribute__((noinline)) void score_grads(int64_t panel) {
     float* delta = delta_ + panel * kStride;
@@ -191,7 +203,7 @@ class BackwardTiles {
   }
 
   // dP = dO V^T of all keys into dp_, and D = sum of P dP over them: out need not be read. Divided
-  // by the sum of P, one but for rounding, so that a lone key has no gradient at all.
+  // by the sum of P, so that a lone key has no gradient at all.
   void weight_grads(int64_t panel, float* delta) {
     for (int i = 0; i < kStride; i += kLanes) {
       store(delta + i, zero());
