@@ -150,6 +150,17 @@ def fuse_tokens(problem: str) -> None:
     op.token_fusion_backward(q, q, kv, 0.25, True, True)
 
 
+def propagate(problem: str) -> None:
+    from hybrid_kernels.triton import group_propagate as op
+
+    bits, _, width = problem.partition(", e <= ")
+    d, dtype = int(width or 32), DTYPES[bits]
+    x, kv = empty(8, 50, 50, 3 * d, dtype=dtype), empty(8, 8, 2, 3, d, dtype=dtype)
+    convs = [empty(*size, 3 * d) for size in ((3, 3), (), (5, 5), ())]
+    op.group_propagate(x, *convs, kv, kv, 0.25)
+    op.group_propagate_backward(x, x, *convs, kv, kv, 0.25, True, True, True)
+
+
 def choose(problem: str) -> None:
     from hybrid_kernels.triton import context_topk as op
 
@@ -253,6 +264,7 @@ CALLS: dict[str, tuple[Call, ...]] = {
     "downsample_pair": (lambda p: downsample(p, True), lambda p: downsample(p, False)),
     "dwconv_act": (depthwise,),
     "gated_fuse": (fuse,),
+    "group_propagate": (propagate,),
     "inject_fuse": (inject,),
     "mixed_head_attention": (attention_of_mixed_heads,),
     "multiscale_attention": (attention_over_segments,),

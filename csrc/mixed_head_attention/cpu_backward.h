@@ -80,8 +80,8 @@ class MixedBackward : MixedPanels<T> {
   }
 
  private:
-  // S and P of all keys. A softmax again: of large scores the saved log-sum-exp is too coarse. Lanes
-  // without a query have equal weights, and gradients of zero.
+  // S and P of all keys. A softmax again: of large scores the saved log-sum-exp is too coarse.
+  // Lanes without a query have equal weights, and gradients of zero.
   void weigh() {
     this->for_tiles([&](int64_t key, int64_t keys) {
       Scalar* scores = scores_ + key * cut_.queries;

@@ -1,7 +1,7 @@
 // Attention whose heads are mixed before and after the softmax: parameters and kernels. Plain C++.
 //
-//   S_j = scale q_j k_j^T        Z_g = sum_j w1[g, j] S_j + b1[g]      P_g = softmax of Z_g over keys
-//   A_j = sum_g w2[j, g] P_g + b2[j]        out_j = A_j v_j            lse_g = log sum exp Z_g
+//   S_j = scale q_j k_j^T      Z_g = sum_j w1[g, j] S_j + b1[g]      P_g = softmax of Z_g over keys
+//   A_j = sum_g w2[j, g] P_g + b2[j]      out_j = A_j v_j            lse_g = log sum exp Z_g
 //
 // with heads j and mixed heads g. The values are summed after heads have been mixed again, so no
 // running maximum serves: weights must be normalised first. Backward, with the gradient do of out;
@@ -36,9 +36,12 @@ struct MixedHeadAttentionParams {
   void* workspace;  // partial sums of chunks
 };
 
-// Chunks of an image: pieces of its queries.
+// Chunks of an image: pieces of its queries, at most 256 of them, and where there are few images
+// enough pieces of no fewer than 32 for some threads. The backward sums keys and values by piece.
 inline int64_t query_pieces(const MixedHeadAttentionParams& p) {
-  return ceil_div<int64_t>(p.M, 256);
+  const int64_t least = ceil_div<int64_t>(p.M, 256), most = ceil_div<int64_t>(p.M, 32);
+  const int64_t wanted = ceil_div<int64_t>(4, p.B);
+  return wanted < least ? least : wanted < most ? wanted : most;
 }
 
 // CPU kernels, on B * query_pieces chunks. One table per instruction set.

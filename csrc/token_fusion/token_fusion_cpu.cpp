@@ -19,6 +19,7 @@ class Panels {
   explicit Panels(const Params& p)
       : p_(p),
         C_(p.h * p.d),
+        sums_(Attention::sums(p.M, p.h, p.d)),
         attention_(p.M, p.h, p.d, p.scale),
         q_(rows()),
         in_(rows()),
@@ -35,7 +36,7 @@ class Panels {
 
   void backward(int64_t chunk) {
     Scalar* sums = p_.grad_kv ? chunk_sums(chunk) : nullptr;
-    if (sums) zero(sums, attention_.sums());
+    if (sums) zero(sums, sums_);
     for_panels(chunk, [&](int64_t first, int64_t count) {
       load_rows(p_.q, first, count, q_);
       load_rows(p_.grad, first, count, in_);
@@ -46,24 +47,20 @@ class Panels {
 
   int64_t workspace_bytes() const {
     const int64_t chunks = p_.grad_kv ? p_.B * fusion_pieces(p_) : 0;
-    return chunks * attention_.sums() * int64_t{sizeof(Scalar)};
+    return chunks * sums_ * int64_t{sizeof(Scalar)};
   }
 
   void reduce(int64_t image) const {
     T* grad = static_cast<T*>(p_.grad_kv) + image * p_.M * 2 * C_;
-    const Scalar* sums = chunk_sums(image * fusion_pieces(p_));
-    for (int64_t m = 0; m < p_.M; ++m)
-      for (int64_t kind = 0; kind < 2; ++kind)
-        for (int64_t head = 0; head < p_.h; ++head)
-          sum_parts(sums + attention_.sum_row(head, kind, m), fusion_pieces(p_), attention_.sums(),
-                    p_.d, grad + (m * 2 + kind) * C_ + head * p_.d);
+    Attention::reduce(p_.M, p_.h, p_.d, chunk_sums(image * fusion_pieces(p_)), fusion_pieces(p_),
+                      sums_, grad);
   }
 
  private:
   size_t rows() const { return static_cast<size_t>(kPanel * C_ + Attention::kSlack); }
 
   Scalar* chunk_sums(int64_t chunk) const {
-    return static_cast<Scalar*>(p_.workspace) + chunk * attention_.sums();
+    return static_cast<Scalar*>(p_.workspace) + chunk * sums_;
   }
 
   template <class Body>
@@ -100,7 +97,7 @@ class Panels {
   }
 
   const Params& p_;
-  const int64_t C_;
+  const int64_t C_, sums_;  // sums_: of a chunk, in elements
   Attention attention_;
   AlignedBuffer<Scalar> q_, in_, grad_q_;  // [pixel][channel]; in_: y, later z, or the gradient
   int64_t image_ = -1;

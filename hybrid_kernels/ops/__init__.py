@@ -10,6 +10,7 @@ from .conv_attention_fused import conv_attention_fused
 from .downsample_pair import downsample_pair
 from .dwconv_act import dwconv_act
 from .gated_fuse import gated_fuse
+from .group_propagate import group_propagate
 from .inject_fuse import inject_fuse
 from .mixed_head_attention import mixed_head_attention
 from .multiscale_attention import multiscale_attention
@@ -36,6 +37,7 @@ __all__ = [
     "downsample_pair",
     "dwconv_act",
     "gated_fuse",
+    "group_propagate",
     "inject_fuse",
     "mixed_head_attention",
     "multiscale_attention",

@@ -24,6 +24,27 @@ def key_scores(q, k, key, tokens, scale):
     return tl.where((key < tokens)[None, :], s, float("-inf"))
 
 
+@triton.jit
+def attend(query, k, v, image, head, tokens, scale, D: tl.constexpr, KEYS: tl.constexpr):
+    """What rows of queries (queries, channels) read of all tokens, the same shape in float32."""
+    peak = tl.full((query.shape[0],), -1e38, tl.float32)
+    total = tl.zeros((query.shape[0],), tl.float32)
+    mixed = tl.zeros(query.shape, tl.float32)
+    for first in range(0, tokens, KEYS):
+        key = first + tl.arange(0, KEYS)
+        keys = load_rows(k, image, head, key, key < tokens, D, query.shape[1])
+        values = load_rows(v, image, head, key, key < tokens, D, query.shape[1])
+        s = key_scores(query, keys, key, tokens, scale)
+        new_peak = tl.maximum(peak, tl.max(s, axis=1))
+        weight = tl.exp2(s - new_peak[:, None])
+        shrink = tl.exp2(peak - new_peak)
+        total = total * shrink + tl.sum(weight, axis=1)
+        mixed = mixed * shrink[:, None]
+        mixed += tl.dot(weight.to(values.dtype), values, input_precision="ieee")
+        peak = new_peak
+    return mixed / total[:, None]
+
+
 @triton.jit(do_not_specialize=["pixels", "tokens", "heads"])
 def forward(
     q,  # (tensor (B, N, h, d), strides)
@@ -47,23 +68,9 @@ def forward(
     pixel = program % blocks * QUERIES + tl.arange(0, QUERIES)
     exists = pixel < pixels
     query = load_rows(q, image, head, pixel, exists, D, CHANNELS)
-    peak = tl.full((QUERIES,), -1e38, tl.float32)
-    total = tl.zeros((QUERIES,), tl.float32)
-    mixed = tl.zeros((QUERIES, CHANNELS), tl.float32)
-    for first in range(0, tokens, KEYS):
-        key = first + tl.arange(0, KEYS)
-        keys = load_rows(k, image, head, key, key < tokens, D, CHANNELS)
-        values = load_rows(v, image, head, key, key < tokens, D, CHANNELS)
-        s = key_scores(query, keys, key, tokens, scale)
-        new_peak = tl.maximum(peak, tl.max(s, axis=1))
-        weight = tl.exp2(s - new_peak[:, None])
-        shrink = tl.exp2(peak - new_peak)
-        total = total * shrink + tl.sum(weight, axis=1)
-        mixed = mixed * shrink[:, None]
-        mixed += tl.dot(weight.to(values.dtype), values, input_precision="ieee")
-        peak = new_peak
+    read = attend(query, k, v, image, head, tokens, scale, D, KEYS)
     row = load_rows(y, image, head, pixel, exists, D, CHANNELS).to(tl.float32)
-    store_rows(out, row + mixed / total[:, None], image, head, pixel, exists, D)
+    store_rows(out, row + read, image, head, pixel, exists, D)
 
 
 @triton.jit(do_not_specialize=["pixels", "tokens", "heads"])

@@ -1,5 +1,5 @@
-// Softmax, transposition and sums of products over the lanes, of small dense blocks in float
-// (double): for attention that keeps scores transposed, S[key][query] with the queries in the lanes.
+// Softmax, transposition and sums over the lanes, of small dense blocks in float (double): for
+// attention that keeps scores transposed, S[key][query] with the queries in the lanes.
 #pragma once
 
 #include <type_traits>
@@ -13,8 +13,8 @@ namespace {
 inline double sum(double x) { return x; }
 inline double log2(double x) { return __builtin_log2(x); }
 
-// Products with the inner dimension in the lanes: sums[r * sum_row + c] += the product of row r of a
-// with row c of b, both `vectors` vectors long.
+// Products with the inner dimension in the lanes: sums[r * sum_row + c] += the product of row r of
+// a with row c of b, both `vectors` vectors long.
 template <class T, int R, int C, class Scalar>
 inline __attribute__((always_inline)) void lane_product_block(const Scalar* a, int64_t a_row,
                                                               const Scalar* b, int64_t b_row,

@@ -65,10 +65,18 @@ class FewKeys {
   }
 
   // Elements of the sums that the gradients of keys and values are: (h, 2, M, words).
-  int64_t sums() const { return h_ * 2 * M_ * words_; }
-  // Where those of one token, all d of them, lie.
-  int64_t sum_row(int64_t head, int64_t kind, int64_t m) const {
-    return ((head * 2 + kind) * M_ + m) * words_;
+  static int64_t sums(int64_t keys, int64_t heads, int64_t d) {
+    return heads * 2 * keys * whole_vectors<T>(d);
+  }
+
+  // Such sums, added up over parts that lie `stride` apart, to a gradient (M, 2, h, d).
+  static void reduce(int64_t keys, int64_t heads, int64_t d, const Scalar* sums, int64_t parts,
+                     int64_t stride, T* grad) {
+    for (int64_t m = 0; m < keys; ++m)
+      for (int64_t kind = 0; kind < 2; ++kind)
+        for (int64_t head = 0; head < heads; ++head, grad += d)
+          sum_parts(sums + ((head * 2 + kind) * keys + m) * whole_vectors<T>(d), parts, stride, d,
+                    grad);
   }
 
   // From the gradients of the outputs of a panel: those of its queries, unless null, and, unless
@@ -85,8 +93,8 @@ class FewKeys {
                       store_vector(grad_q + i * step + first, vector, x);
                     });
       if (!sums) continue;
-      add_products(ds_, q + first, step, count, sums + sum_row(head, 0, 0));
-      add_products(p_, grad + first, step, count, sums + sum_row(head, 1, 0));
+      add_products(ds_, q + first, step, count, sums + head * 2 * M_ * words_);
+      add_products(p_, grad + first, step, count, sums + (head * 2 + 1) * M_ * words_);
     }
   }
 
