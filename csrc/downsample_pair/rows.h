@@ -130,11 +130,16 @@ class Worker {
     if (i % kScaleStride[k]) return;
     fill_normed(job, image, i + kScaleSide[k] / 2);
     T* y = p_.y[k].row<T>(image, i / kScaleStride[k], job.channel);
+    constexpr bool kFetches = k == 0;  // the scale that reads every other row
+    const Ahead<T, kScaleStride[0]> next(p_.x, p_.H, image, i + kRowsSeen - kHalo, job.channel);
     convolve_row_as<T, kScaleSide[k], false>(
         ScaleWindow<k>(normed_, i, width_, kScaleStride[k]), p_.columns(k), taps.data(),
         job.channels,
-        [y, C = p_.C](int64_t j, int64_t c, auto lanes, V sum)
-            __attribute__((always_inline)) { store_lanes(y + j * C + c, sum, lanes); });
+        [y, next, C = p_.C](int64_t j, int64_t c, auto lanes, V sum)
+            __attribute__((always_inline)) {
+              if (kFetches) next.fetch(j, c);
+              store_lanes(y + j * C + c, sum, lanes);
+            });
   }
 
   template <int k>

@@ -58,10 +58,12 @@ class Worker {
         fill_hidden(job, image, i + 1);
         T* y = p_.y.row<T>(image, i, job.channel);
         const Ahead<T> next(p_.v, p_.H, image, i + 2, job.channel);
+        const Ahead<T> next_out(p_.out, p_.H, image, i + 1, job.channel);
         for_each_z(job, image, i,
                    [=, C = p_.C, scale = scale_.data(), shift = shift_.data()](
                        int64_t j, int64_t c, auto lanes, V z) __attribute__((always_inline)) {
                      next.fetch(j, c);
+                     next_out.fetch(j, c);
                      const V t = kNorm ? fma(load(scale + c), z, load(shift + c)) : z;
                      stream_lanes(y + j * C + c, kNorm ? Hardswish::value(t) : t, lanes, streams);
                    });
@@ -91,11 +93,13 @@ class Worker {
         T* dv = p_.grad_v.row<T>(image, i, job.channel);
         const T* v = p_.v.row<T>(image, i, job.channel);
         const Ahead<T> next(p_.grad, p_.H, image, i + 2, job.channel);
+        const Ahead<T> next_v(p_.v, p_.H, image, i + 2, job.channel);
         convolve_row_as<T, kSide, true>(
             Window3(dz, i, width_), p_.W, turned.data(), job.channels,
             [=, C = p_.C, step = p_.v.stride[2]](int64_t j, int64_t c, auto lanes, V dh)
                 __attribute__((always_inline)) {
                   next.fetch(j, c);
+                  next_v.fetch(j, c);
                   const V slope = Hardswish::derivative(load_lanes(v + j * step + c, lanes));
                   stream_lanes(dv + j * C + c, dh * slope, lanes, streams);
                 });
