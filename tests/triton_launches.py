@@ -209,6 +209,13 @@ def downsample(problem: str, norm: bool) -> None:
     op.downsample_pair_backward(*op.downsample_pair(*inputs), *inputs, True, True, norm)
 
 
+def sample_points(problem: str) -> None:
+    from hybrid_kernels.triton import bilinear_sample as op
+
+    x, offset = empty(8, 50, 50, 96, dtype=DTYPES[problem]), empty(8, 25, 25, 2)
+    op.bilinear_sample_backward(op.bilinear_sample(x, offset), x, offset, True, True)
+
+
 def add_path(problem: str, norm: bool) -> None:
     from hybrid_kernels.triton import value_conv as op
 
@@ -258,6 +265,7 @@ CALLS: dict[str, tuple[Call, ...]] = {
     "atrous_attention.fold": (fold_of_attention,),
     "atrous_dwconv": (dilated,),
     "atrous_partition": (partition,),
+    "bilinear_sample": (sample_points,),
     "context_topk": (choose,),
     "conv_attention_fused": (attention_of_a_map,),
     "conv_attention": (attention_of_generated_weights,),

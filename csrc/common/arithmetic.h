@@ -40,6 +40,7 @@ inline void store(double* p, double v) { *p = v; }
 inline void store_first(double* p, double v, int) { *p = v; }
 inline void stream_one(double* p, double v) { *p = v; }
 inline void transpose(double (&)[1]) {}
+inline double sum(double v) { return v; }
 
 // Which lanes of a vector are in use.
 struct All {};

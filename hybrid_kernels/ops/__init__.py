@@ -4,6 +4,7 @@ from .abstract_token_attention import abstract_token_attention
 from .atrous_attention import atrous_attention
 from .atrous_dwconv import atrous_dwconv
 from .atrous_partition import atrous_merge, atrous_partition
+from .bilinear_sample import bilinear_sample
 from .context_topk import context_topk
 from .conv_attention import conv_attention
 from .conv_attention_fused import conv_attention_fused
@@ -31,6 +32,7 @@ __all__ = [
     "atrous_dwconv",
     "atrous_merge",
     "atrous_partition",
+    "bilinear_sample",
     "context_topk",
     "conv_attention",
     "conv_attention_fused",

@@ -10,7 +10,6 @@ namespace hybrid {
 namespace HYBRID_ISA {
 namespace {
 
-inline double sum(double x) { return x; }
 inline double log2(double x) { return __builtin_log2(x); }
 
 // Products with the inner dimension in the lanes: sums[r * sum_row + c] += the product of row r of
