@@ -8,6 +8,7 @@
 //   stream(p, v)                 store v[0] (16-bit values: v[0] and v[1]) past the caches, where p
 //                                is aligned to what is stored; stream_fence() when done
 //   stream_one(p, v)             the same for a single vector of any type
+//   store_both(p, v, w)          store v and, behind it, w
 //   select_first(a, b, n)        a in the first n lanes, b in the others
 //   select_positive(v, a, b)     a in the lanes where v > 0, b in the others
 //   transpose(rows)              of kLanes vectors       sums(rows): lane i = sum of rows[i]
@@ -50,7 +51,13 @@ inline F scaled_power(F f, F shifted) {
   return p * as_float(as_int(shifted) << 23);
 }
 
-#if !defined(__AVX512F__)  // has instructions for it
+#if !defined(__AVX512F__)  // has instructions for what follows
+
+template <class T>
+inline void store_both(T* p, F low, F high) {
+  store(p, low);
+  store(p + kLanes, high);
+}
 
 // 2^v = 2^n 2^fraction with n the nearest integer; the fraction in [-1/2, 1/2].
 inline F exp2(F v) {

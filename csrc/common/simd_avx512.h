@@ -82,10 +82,27 @@ template <class T>
 inline void stream_one(T* p, F v) {
   _mm256_stream_si256(reinterpret_cast<__m256i*>(p), narrow(v, T{}));
 }
+inline __m512i narrow(F low, F high, f16) {
+  return _mm512_inserti64x4(_mm512_castsi256_si512(narrow(low, f16{})), narrow(high, f16{}), 1);
+}
+inline __m512i narrow(F low, F high, bf16) {
+#if defined(__AVX512BF16__)
+  return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low));
+#else
+  return _mm512_inserti64x4(_mm512_castsi256_si512(narrow(low, bf16{})), narrow(high, bf16{}), 1);
+#endif
+}
 template <class T>
 inline void stream(T* p, const F* v) {
-  const __m512i low = _mm512_castsi256_si512(narrow(v[0], T{}));
-  _mm512_stream_si512(reinterpret_cast<__m512i*>(p), _mm512_inserti64x4(low, narrow(v[1], T{}), 1));
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(p), narrow(v[0], v[1], T{}));
+}
+template <class T>
+inline void store_both(T* p, F low, F high) {
+  _mm512_storeu_si512(p, narrow(low, high, T{}));
+}
+inline void store_both(float* p, F low, F high) {
+  store(p, low);
+  store(p + kLanes, high);
 }
 
 // 2^v = 2^floor(v) 2^fraction, the second factor by a polynomial of degree 5 on [0, 1).
@@ -188,14 +205,24 @@ inline void interleave_pairs(F low, F high, F& first, F& second) {
   second = as_float(_mm512_permutex2var_epi16(as_bits(low), next, as_bits(high)));
 }
 
-// Words (low[i], high[i]) of two vectors of floats, rounded to bf16.
-inline F pack_pairs(F low, F high) {
+// Words (low[i], high[i]) of two vectors of bf16, one behind the other.
+inline F pair_halves(__m512i both) {
   const __m512i step = _mm512_set1_epi32(0x00010001);
   const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
   const __m512i index =
       _mm512_or_si512(_mm512_mullo_epi32(lane, step), _mm512_set1_epi32(0x00100000));
-  const auto both = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low));
   return as_float(_mm512_permutexvar_epi16(index, both));
+}
+
+// Words (low[i], high[i]) of two vectors of floats, rounded to bf16.
+inline F pack_pairs(F low, F high) { return pair_halves(narrow(low, high, bf16{})); }
+
+// The same, and each vector by itself to memory.
+inline F store_and_pack(bf16* low_row, F low, bf16* high_row, F high) {
+  const __m512i both = narrow(low, high, bf16{});
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(low_row), _mm512_castsi512_si256(both));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(high_row), _mm512_extracti64x4_epi64(both, 1));
+  return pair_halves(both);
 }
 
 #endif

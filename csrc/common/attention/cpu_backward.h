@@ -141,27 +141,34 @@ class BackwardTiles {
   // Lane i: the inner product of rows i.
   F products(RowList<T> a, RowList<T> b) const {
     F partial[kLanes] = {};
-    for (int c = 0; c < value_.e; c += kLanes) {
+    const int e = value_.e;
+    for (int w = 0; w < value_.steps; w += kLanes) {
 #pragma GCC unroll 16
       for (int i = 0; i < kLanes; ++i)
-        partial[i] = fma(FloatArith::load_words(a[i], c, value_.e),
-                         FloatArith::load_words(b[i], c, value_.e), partial[i]);
+        partial[i] =
+            Arith::dot(partial[i], Arith::load_words(a[i], w, e), Arith::load_words(b[i], w, e));
     }
     return sums(partial);
   }
 
-  // P of the tile and a panel into s_ (with pairs, into pairs_).
+  // P of the tile and a panel into s_ (with pairs, into pairs_ too).
   __attribute__((noinline)) void probabilities(int64_t panel) {
     const float* lse = lse_ + panel * kStride;
     const F scale = broadcast(scale_log2_);
     for_panel(qt_ + panel * key_.words * kStride, k_, key_,
               [&](int t, int lane, auto& acc) __attribute__((always_inline)) {
                 constexpr int C = sizeof acc[0] / sizeof acc[0][0];
+                F least[C];
+#pragma GCC unroll 4
+                for (int j = 0; j < C; ++j) least[j] = zero() - load(lse + lane + j * kLanes);
                 for_rows(acc, [&](int r) __attribute__((always_inline)) {
 #pragma GCC unroll 4
-                  for (int j = 0; j < C; ++j)
-                    put(t + r, lane + j * kLanes,
-                        exp2(fma(acc[r][j], scale, zero() - load(lse + lane + j * kLanes))));
+                  for (int j = 0; j < C; ++j) {
+                    acc[r][j] = Arith::exp(fma(acc[r][j], scale, least[j]));
+                    store(s_ + (t + r) * kStride + lane + j * kLanes, acc[r][j]);
+                  }
+                  if constexpr (kPairs)
+                    store_row(pair_row(t + r) + lane, acc[r], C * kLanes, false);
                 });
               });
   }
@@ -173,33 +180,53 @@ class BackwardTiles {
       F total = zero();
       for (int t = 0; t < tile_keys_; ++t) total = total + load(s_ + t * kStride + i);
       const F factor = broadcast(1.f) / total;
-      for (int t = 0; t < tile_keys_; ++t) put(t, i, load(s_ + t * kStride + i) * factor);
+      for (int t = 0; t < tile_keys_; ++t) {
+        const F p = load(s_ + t * kStride + i) * factor;
+        store(s_ + t * kStride + i, p);
+        if constexpr (kPairs) store(pair_row(t) + i, p);
+      }
     }
   }
 
-  // dS = P (dP - D) in place of P; with pairs also as words of two keys, in s_.
+  // dS = P (dP - D) in place of P; with pairs as words of two queries in pairs_, of two keys in s_.
   __attribute__((noinline)) void score_grads(int64_t panel) {
     float* delta = delta_ + panel * kStride;
-    const auto store_grad = [&](int key, int lane, F weight_grad) __attribute__((always_inline)) {
-      const F p = load(s_ + key * kStride + lane);
-      put(key, lane, p * (weight_grad - load(delta + lane)));
-    };
-    if (has_all_keys()) {
+    if (has_all_keys())
       weight_grads(panel, delta);
-      const int lanes = round_up_to_lanes(panel_queries_);
-      for (int t = 0; t < tile_keys_; ++t)
-        for (int i = 0; i < lanes; i += kLanes) store_grad(t, i, load(dp_ + t * kStride + i));
-    } else {
+    else
       for_panel(gt_ + panel * value_.words * kStride, v_, value_,
                 [&](int t, int lane, auto& acc) __attribute__((always_inline)) {
                   constexpr int C = sizeof acc[0] / sizeof acc[0][0];
                   for_rows(acc, [&](int r) __attribute__((always_inline)) {
 #pragma GCC unroll 4
-                    for (int j = 0; j < C; ++j) store_grad(t + r, lane + j * kLanes, acc[r][j]);
+                    for (int j = 0; j < C; ++j)
+                      store(dp_ + (t + r) * kStride + lane + j * kLanes, acc[r][j]);
                   });
                 });
+    const int lanes = round_up_to_lanes(panel_queries_), keys = tile_keys_;
+    float *s = s_, *dp = dp_;
+    const auto grad = [=](int t, int lane) __attribute__((always_inline)) {
+      const int i = t * kStride + lane;
+      return load(s + i) * (load(dp + i) - load(delta + lane));
+    };
+    int t = 0;
+    if constexpr (kPairs) {
+      bf16* rows = pair_row(0);
+      for (; t + 1 < keys; t += 2)
+        for (int i = 0; i < lanes; i += kLanes) {
+          bf16* row = rows + t * kStride + i;
+          store(s + t / 2 * kStride + i,
+                Arith::store_and_pack(row, grad(t, i), row + kStride, grad(t + 1, i)));
+        }
+      for (int i = 0; t < keys && i < lanes; i += kLanes) {
+        const F last = grad(t, i);
+        store(rows + t * kStride + i, last);
+        store(s + t / 2 * kStride + i, Arith::pack(last, zero()));
+      }
+    } else {
+      for (; t < keys; ++t)
+        for (int i = 0; i < lanes; i += kLanes) store(s + t * kStride + i, grad(t, i));
     }
-    if constexpr (kPairs) pair_keys();
   }
 
   // dP = dO V^T of all keys into dp_, and D = sum of P dP over them: out need not be read. Divided
@@ -252,21 +279,7 @@ class BackwardTiles {
                       });
   }
 
-  inline __attribute__((always_inline)) void put(int key, int lane, F x) {
-    store(s_ + key * kStride + lane, x);
-    if constexpr (kPairs) store(pair_row(key) + lane, x);
-  }
   bf16* pair_row(int key) const { return reinterpret_cast<bf16*>(pairs_ + key * (kStride / 2)); }
-
-  void pair_keys() {
-    const int lanes = round_up_to_lanes(panel_queries_);
-    for (int t = 0; t < tile_keys_; t += 2)
-      for (int i = 0; i < lanes; i += kLanes) {
-        const float* s = s_ + t * kStride + i;
-        const F high = t + 1 < tile_keys_ ? load(s + kStride) : zero();
-        store(s_ + t / 2 * kStride + i, Arith::pack(load(s), high));
-      }
-  }
 
   // sums (+)= a b, rows of width.columns floats.
   template <Walk kWalk>

@@ -86,7 +86,7 @@ class ForwardPanels {
   }
 
   template <int C>
-  void scores(int64_t tile, int lane, F (&top)[C]) {
+  inline __attribute__((always_inline)) void scores(int64_t tile, int lane, F (&top)[C]) {
 #pragma GCC unroll 4
     for (int j = 0; j < C; ++j)
       top[j] = tile ? load(top_ + lane + j * kLanes) : broadcast(-__builtin_inff());

@@ -74,10 +74,10 @@ template <class Arith, int C, class Finish>
 inline __attribute__((always_inline)) void key_products(const float* a, int words, int keys,
                                                         const float* b, int stride, int steps,
                                                         Prefetcher& ahead, Finish finish) {
-  for_row_blocks<kBlockRows<C>>(keys, [&](int t, auto rows) __attribute__((always_inline)) {
+  for_even_blocks<C>(keys, [&](int t, auto rows) __attribute__((always_inline)) {
     ahead.fetch();
-    F acc[decltype(rows)::value][C] = {};
-    multiply<Arith, Walk::kAlongRow>(acc, a + t * words, words, b, stride, steps, PrefetchRows{});
+    F acc[decltype(rows)::value][C];
+    multiply_in_chains<Arith, Walk::kAlongRow>(acc, a + t * words, words, b, stride, steps);
     finish(t, acc);
   });
 }
@@ -93,19 +93,20 @@ inline __attribute__((always_inline)) void channel_products(const float* a, ptrd
   for_column_blocks(
       ceil_div(width.e, kLanes), [&](int vector, auto vectors) __attribute__((always_inline)) {
         constexpr int C = decltype(vectors)::value;
-        for_row_blocks<kBlockRows<C>>(rows, [&](int i, auto block) __attribute__((always_inline)) {
+        for_even_blocks<C>(rows, [&](int i, auto block) __attribute__((always_inline)) {
           ahead.fetch();
-          F acc[decltype(block)::value][C] = {};
-          multiply<Arith, kWalk>(acc, a + (kWalk == Walk::kAlongRow ? i * a_step : i), a_step,
-                                 b + vector * kLanes, columns, steps, PrefetchRows{});
+          F acc[decltype(block)::value][C];
+          multiply_in_chains<Arith, kWalk>(acc, a + (kWalk == Walk::kAlongRow ? i * a_step : i),
+                                           a_step, b + vector * kLanes, columns, steps);
           finish(i, vector, acc);
         });
       });
 }
 
-// Blocks of products of `vectors` vectors with `rows` rows, about.
+// Blocks of products of `vectors` vectors with `rows` rows, at least.
 inline int64_t product_blocks(int vectors, int64_t rows) {
-  return column_blocks(vectors) * ceil_div<int64_t>(rows, 7);
+  return column_blocks(vectors) *
+         ceil_div<int64_t>(rows, vectors == 1 ? kBlockRows<1> : kBlockRows<2>);
 }
 
 // Rows of one image and head, to be fetched.

@@ -50,6 +50,9 @@ struct Bf16Arith {
     return load_pairs(row + 2 * word, e - 2 * word);
   }
   static F pack(F low, F high) { return pack_pairs(low, high); }
+  static F store_and_pack(bf16* low_row, F low, bf16* high_row, F high) {
+    return hybrid::HYBRID_ISA::store_and_pack(low_row, low, high_row, high);
+  }
   static void interleave(F low, F high, F& first, F& second) {
     interleave_pairs(low, high, first, second);
   }
@@ -95,6 +98,21 @@ struct WordRows {
   }
 };
 
+// acc[r][j] += a(r, k) b[j].
+template <class Arith, int R, int C, class Word>
+inline __attribute__((always_inline)) void multiply_step(F (&acc)[R][C], const Word& a,
+                                                         const float* b, int k) {
+  F columns[C];
+#pragma GCC unroll 4
+  for (int j = 0; j < C; ++j) columns[j] = load(b + j * kLanes);
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) {
+    const F x = broadcast(a(r, k));
+#pragma GCC unroll 4
+    for (int j = 0; j < C; ++j) acc[r][j] = Arith::dot(acc[r][j], x, columns[j]);
+  }
+}
+
 // acc[r][j] += sum over k of a(r, k) b[k * b_step + j].
 template <class Arith, int R, int C, class Word>
 inline __attribute__((always_inline)) void multiply(F (&acc)[R][C], Word a, const float* b,
@@ -104,15 +122,7 @@ inline __attribute__((always_inline)) void multiply(F (&acc)[R][C], Word a, cons
   const int fetches = prefetch.count;
   for (int k = 0; k < steps; ++k) {
     if (k < fetches) prefetch.fetch(k);
-    F columns[C];
-#pragma GCC unroll 4
-    for (int j = 0; j < C; ++j) columns[j] = load(b + k * b_step + j * kLanes);
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) {
-      const F x = broadcast(a(r, k));
-#pragma GCC unroll 4
-      for (int j = 0; j < C; ++j) acc[r][j] = Arith::dot(acc[r][j], x, columns[j]);
-    }
+    multiply_step<Arith>(acc, a, b + k * b_step, k);
   }
   for (int k = steps; k < fetches; ++k) prefetch.fetch(k);
 }
@@ -147,6 +157,38 @@ inline __attribute__((always_inline)) void multiply(F (&acc)[R][C], const WordRo
   multiply<Arith>(acc, word, b, b_step, steps, prefetch);
 }
 
+// Sums beside each other that a block of few products needs: one multiply-add takes as long as a
+// dozen others need to begin.
+constexpr int chains(int products) { return products >= 12 ? 1 : products >= 6 ? 2 : 4; }
+
+// acc[r][j] = sum over k of a(r, k) b[k * b_step + j], without fetching anything; kWalk as above.
+template <class Arith, Walk kWalk, int R, int C>
+inline __attribute__((always_inline)) void multiply_in_chains(F (&acc)[R][C], const float* a,
+                                                              ptrdiff_t a_step, const float* b,
+                                                              ptrdiff_t b_step, int steps) {
+  if (left_out(Stage::products)) steps = 0;
+  const auto word = [=](int r, int k) __attribute__((always_inline)) {
+    return kWalk == Walk::kAlongRow ? a[r * a_step + k] : a[k * a_step + r];
+  };
+  constexpr int kChains = chains(R * C);
+  F sums[kChains][R][C] = {};
+  int k = 0;
+  for (; k + kChains <= steps; k += kChains) {
+#pragma GCC unroll 4
+    for (int i = 0; i < kChains; ++i)
+      multiply_step<Arith>(sums[i], word, b + (k + i) * b_step, k + i);
+  }
+  for (; k < steps; ++k) multiply_step<Arith>(sums[0], word, b + k * b_step, k);
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int j = 0; j < C; ++j) {
+      acc[r][j] = sums[0][r][j];
+#pragma GCC unroll 4
+      for (int i = 1; i < kChains; ++i) acc[r][j] = acc[r][j] + sums[i][r][j];
+    }
+}
+
 // Rows of a block of C vectors: as many as the registers hold, and 7 is a side of the usual window.
 template <int C>
 constexpr int kBlockRows = kLanes == 16 ? (C == 1 ? 14 : 7)
@@ -167,6 +209,19 @@ inline __attribute__((always_inline)) void for_row_blocks(int rows, Body body) {
     if (rows - r >= 7) body(r, Int<7>{}), r += 7;
   for (; rows - r >= 3; r += 3) body(r, Int<3>{});
   for (; r < rows; ++r) body(r, Int<1>{});
+}
+
+// body(first, Int<R>) over all rows, in blocks for C vectors. With 16 lanes they are of 7 and 8
+// rows, which leave no remainder of 42 rows and more; two of 7 make one where C is 1.
+template <int C, class Body>
+inline __attribute__((always_inline)) void for_even_blocks(int rows, Body body) {
+  int r = 0;
+  if constexpr (kLanes == 16) {
+    const int spare = rows - 7 * ceil_div(rows, 8);  // rows beyond as many sevens
+    for (int eights = spare < 0 ? rows / 8 : spare; eights > 0; --eights, r += 8) body(r, Int<8>{});
+  }
+  for_row_blocks<kBlockRows<C>>(
+      rows - r, [&](int i, auto block) __attribute__((always_inline)) { body(r + i, block); });
 }
 
 inline int column_blocks(int vectors) { return ceil_div(vectors, kBlockVectors); }

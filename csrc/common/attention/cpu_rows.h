@@ -88,15 +88,17 @@ void gather_inner(float* dst, int columns, RowList<T> rows, int64_t count, int e
   if constexpr (Arith::kPerWord == 1) {
     gather_rows<Arith>(dst, columns, rows, count, e);
   } else {
-    for (int64_t t = 0; t < count; t += 2, dst += columns)
-      for (int c = 0; c < columns; c += 2 * kLanes) {
-        const F low = Arith::load_words(rows[t], c / 2, e);
-        const F high = t + 1 < count ? Arith::load_words(rows[t + 1], c / 2, e) : zero();
+    for (int c = 0; c < columns; c += 2 * kLanes) {
+      const auto pair = [&](int64_t t, F high) __attribute__((always_inline)) {
         F first, second;
-        Arith::interleave(low, high, first, second);
-        store(dst + c, first);
-        store(dst + c + kLanes, second);
-      }
+        Arith::interleave(Arith::load_words(rows[t], c / 2, e), high, first, second);
+        store(dst + t / 2 * columns + c, first);
+        store(dst + t / 2 * columns + c + kLanes, second);
+      };
+      int64_t t = 0;
+      for (; t + 1 < count; t += 2) pair(t, Arith::load_words(rows[t + 1], c / 2, e));
+      if (t < count) pair(t, zero());
+    }
   }
 }
 
@@ -130,21 +132,27 @@ inline __attribute__((always_inline)) void store_row(T* row, const F (&v)[C], in
     }
   }
 #pragma GCC unroll 4
-  for (int j = 0; j < C; ++j) store(row + j * kLanes, v[j]);
+  for (int j = 0; j + 1 < C; j += 2) store_both(row + j * kLanes, v[j], v[j + 1]);
+  if constexpr (C % 2 == 1) store(row + (C - 1) * kLanes, v[C - 1]);
 }
 
 // factor * from + addend (null: none), e elements.
 template <class T>
 void store_scaled(T* to, const float* from, int e, float factor, const T* addend = nullptr) {
   const bool streaming = streams<T>(to, e);
-  for (int c = 0; c < e; c += kLanes) {
-    F x = load(from + c) * broadcast(factor);
-    if (addend) x = x + FloatArith::load_words(addend, c, e);
-    if (streaming)
-      stream_one(to + c, x);
-    else
-      e - c >= kLanes ? store(to + c, x) : store_first(to + c, x, e - c);
-  }
+  const auto scaled = [=](int c) __attribute__((always_inline)) {
+    const F x = load(from + c) * broadcast(factor);
+    return addend ? x + FloatArith::load_words(addend, c, e) : x;
+  };
+  int c = 0;
+  if constexpr (sizeof(T) * 2 * kLanes == 64)
+    for (; e - c >= 2 * kLanes; c += 2 * kLanes) {
+      const F both[] = {scaled(c), scaled(c + kLanes)};
+      store_row(to + c, both, 2 * kLanes, streaming);
+    }
+  for (; e - c >= kLanes; c += kLanes)
+    streaming ? stream_one(to + c, scaled(c)) : store(to + c, scaled(c));
+  if (c < e) store_first(to + c, scaled(c), e - c);
 }
 inline void store_scaled(double* to, const double* from, int e, double factor,
                          const double* addend = nullptr) {
