@@ -56,12 +56,13 @@ class BackwardWindow {
   // Fetches what this window and head will need, while those of `begin` are worked on.
   void prefetch(const Window& w, int head) {
     Prefetcher& ahead = attend_.prefetch();
-    qkv_map<T>(p_, 0, head).fetch(ahead, w, p_.d, false);
-    strided_map<T>(p_.grad_out, p_.grad_out_stride, head).fetch(ahead, w, p_.d, false);
-    for (int part = 1; part < 3; ++part) qkv_map<T>(p_, part, head).fetch(ahead, w, p_.d, false);
+    qkv_map<T>(p_, 0, head).fetch(ahead, w, head, p_.d, false);
+    strided_map<T>(p_.grad_out, p_.grad_out_stride, head).fetch(ahead, w, head, p_.d, false);
+    for (int part = 1; part < 3; ++part)
+      qkv_map<T>(p_, part, head).fetch(ahead, w, head, p_.d, false);
     if (!p_.grad_qkv || streams<T>(p_.grad_qkv, p_.d)) return;
     for (int part = 0; part < 3; ++part)
-      packed_map<T>(p_, p_.grad_qkv, 3, part, head).fetch(ahead, w, p_.d, true);
+      packed_map<T>(p_, p_.grad_qkv, 3, part, head).fetch(ahead, w, head, p_.d, true);
   }
 
   void run(const Window& w, int head) {

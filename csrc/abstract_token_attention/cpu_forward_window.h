@@ -28,8 +28,8 @@ class ForwardWindow {
   void prefetch(const Window& w, int head) {
     Prefetcher& ahead = attend_.prefetch();
     for (int part = 1; part < 4; ++part)  // keys and values are needed first
-      qkv_map<T>(p_, part % 3, head).fetch(ahead, w, p_.d, false);
-    if (!rows_.streams) packed_map<T>(p_, p_.out, 1, 0, head).fetch(ahead, w, p_.d, true);
+      qkv_map<T>(p_, part % 3, head).fetch(ahead, w, head, p_.d, false);
+    if (!rows_.streams) packed_map<T>(p_, p_.out, 1, 0, head).fetch(ahead, w, head, p_.d, true);
   }
 
   void run(const Window& w, int head) {

@@ -72,9 +72,11 @@ struct HeadMap {
   void add_to(List& list, const Window& w) const {
     for (int a = 0; a < w.rows; ++a) list.add(at(w) + a * stride[1], stride[2], w.cols);
   }
-  void fetch(Prefetcher& ahead, const Window& w, int e, bool written) const {
+  // `head` is the one whose map this is.
+  void fetch(Prefetcher& ahead, const Window& w, int head, int e, bool written) const {
     for (int a = 0; a < w.rows; ++a)
-      ahead.add(at(w) + a * stride[1], stride[2] * sizeof(T), w.cols, e * sizeof(T), written);
+      ahead.add(at(w) + a * stride[1], stride[2] * sizeof(T), w.cols, e * sizeof(T), written,
+                head > 0);
   }
 };
 

@@ -37,7 +37,7 @@ inline AttentionSizes sizes_of(const Params& p) {
 
 // With more work on a head its rows would not stay in the cache until their turn.
 inline bool fetches_ahead(const Params& p) {
-  return query_panels(p.N).number * key_tiles(p.M).number <= 2;
+  return query_panels(p.N).number * key_tiles(p.M).number <= 8;
 }
 
 // Rows of the keys (or values) of all segments.
@@ -102,13 +102,12 @@ class Backward {
   void begin(int64_t image, int head) {
     image_ = image;
     head_ = head;
-    const int64_t token = int64_t{p_.h} * p_.dv;
     rows_.clear();
     rows_.q.add(p_.q, image, head, p_.N);
     add_keys(rows_.k, p_, &AttentionSegment::k, image, head);
     add_keys(rows_.v, p_, &AttentionSegment::v, image, head);
     rows_.grad_out.add(p_.grad_out, image, head, p_.N);
-    rows_.out.add({p_.out, {p_.N * token, token, p_.dv}}, image, head, p_.N);
+    rows_.out.add(out(), image, head, p_.N);
     rows_.lse = static_cast<const Statistic<T>*>(p_.lse) + (image * p_.h + head) * p_.N;
     attend_.begin(rows_);
   }
@@ -118,6 +117,7 @@ class Backward {
     Prefetcher& ahead = attend_.prefetch();
     fetch_ahead<T>(ahead, p_.q, image, head, p_.N, p_.d);
     fetch_ahead<T>(ahead, p_.grad_out, image, head, p_.N, p_.dv);
+    if (key_tiles(p_.M).number > 1) fetch_ahead<T>(ahead, out(), image, head, p_.N, p_.dv);
     for (int i = 0; i < p_.segments; ++i) {
       const AttentionSegment& s = p_.segment[i];
       fetch_ahead<T>(ahead, s.k, image, head, s.M, p_.d);
@@ -149,6 +149,11 @@ class Backward {
     bool keys = false;
     for (int i = 0; i < p.segments; ++i) keys = keys || p.segment[i].grad_k;
     return {p.grad_q != nullptr, keys};
+  }
+
+  AttentionTokens out() const {
+    const int64_t token = int64_t{p_.h} * p_.dv;
+    return {p_.out, {p_.N * token, token, p_.dv}};
   }
 
   template <class To>

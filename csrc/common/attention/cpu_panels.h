@@ -115,7 +115,7 @@ void fetch_ahead(Prefetcher& ahead, const AttentionTokens& tokens, int64_t image
                  int64_t count, int e) {
   const T* first =
       static_cast<const T*>(tokens.data) + image * tokens.stride[0] + head * tokens.stride[2];
-  ahead.add(first, tokens.stride[1] * sizeof(T), count, e * sizeof(T), false);
+  ahead.add(first, tokens.stride[1] * sizeof(T), count, e * sizeof(T), false, head > 0);
 }
 
 // The same of a contiguous (B, count, h, e) that is to be written, unless past the caches.
@@ -124,7 +124,7 @@ void fetch_ahead(Prefetcher& ahead, void* data, int64_t image, int head, int64_t
                  int e) {
   if (!data || streams<T>(data, e)) return;
   T* first = static_cast<T*>(data) + (image * count * heads + head) * e;
-  ahead.add(first, heads * e * sizeof(T), count, e * sizeof(T), true);
+  ahead.add(first, heads * e * sizeof(T), count, e * sizeof(T), true, head > 0);
 }
 
 }  // namespace

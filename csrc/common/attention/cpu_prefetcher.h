@@ -19,22 +19,26 @@ class Prefetcher {
     blocks_ = blocks;
   }
 
-  // `count` rows of `bytes` bytes, `step` bytes apart, to be read or to be written.
-  void add(const void* first, int64_t step, int64_t count, int bytes, bool written) {
+  // `count` rows of `bytes` bytes, `step` bytes apart, to be read or to be written. `follows`: they
+  // lie behind rows fetched for the head before; those in the same cache lines are left out.
+  void add(const void* first, int64_t step, int64_t count, int bytes, bool written, bool follows) {
     if (count == 0) return;
+    const int64_t begin = reinterpret_cast<uintptr_t>(first) % 64;
+    if (follows && begin != 0 && begin + bytes <= 64 && step % 64 == 0) return;
     list_[streams_++] = {static_cast<const char*>(first), step, count, bytes, written};
     rows_ += count;
     share_ = ceil_div(rows_, blocks_);
   }
 
   void fetch() {
-    for (int64_t i = 0; i < share_ && stream_ < streams_; ++i) {
-      Rows& rows = list_[stream_];
-      const char* line = rows.next - reinterpret_cast<uintptr_t>(rows.next) % 64;
-      for (const char* end = rows.next + rows.bytes; line < end; line += 64)
-        rows.written ? __builtin_prefetch(line, 1, 2) : __builtin_prefetch(line, 0, 2);
-      rows.next += rows.step;
-      if (--rows.left == 0) ++stream_;
+    for (int64_t due = share_; due > 0 && stream_ < streams_;) {
+      const Rows rows = list_[stream_];  // in registers: it changes with every row
+      const int64_t count = due < rows.left ? due : rows.left;
+      rows.written ? fetch_rows<1>(rows, count) : fetch_rows<0>(rows, count);
+      due -= count;
+      list_[stream_].next += count * rows.step;
+      list_[stream_].left -= count;
+      if (count == rows.left) ++stream_;
     }
   }
 
@@ -45,6 +49,17 @@ class Prefetcher {
     int bytes;
     bool written;
   };
+
+  template <int kWritten>
+  inline __attribute__((always_inline)) static void fetch_rows(const Rows& rows, int64_t count) {
+    const char* row = rows.next;
+    for (int64_t i = 0; i < count; ++i, row += rows.step) {
+      const char* line = row - reinterpret_cast<uintptr_t>(row) % 64;
+      for (const char* end = row + rows.bytes; line < end; line += 64)
+        __builtin_prefetch(line, kWritten, 2);
+    }
+  }
+
   AlignedBuffer<Rows> list_;
   int streams_ = 0, stream_ = 0;
   int64_t rows_ = 0, blocks_ = 1, share_ = 0;
