@@ -41,7 +41,7 @@ def rewritten(text: str) -> str:
 
 def tables() -> str:
     """All tables, one machine after the other."""
-    texts = ["# Measurements", ABOUT_TABLES, _short_of_goals()]
+    texts = ["# Measurements", ABOUT_TABLES, short_of_goals()]
     for path, content in _results():
         texts += [_origin(path, content["machine"], TABLES.parent), _table(content)]
     return "\n\n".join(texts) + "\n"
@@ -68,7 +68,7 @@ def _results() -> Iterator[tuple[Path, dict]]:
             yield path, json.loads(path.read_text())
 
 
-def _short_of_goals() -> str:
+def short_of_goals() -> str:
     """A line for every file of results that misses a goal."""
     lines = [
         "| op | short of its goals: geometric means, and what 100 % of the roofline would be "

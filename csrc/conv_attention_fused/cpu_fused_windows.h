@@ -1,5 +1,5 @@
-// The fused C-MHSA over a chunk of windows. Lanes are windows, and heads take turns: what a window's
-// logits are generated from (D) serves all of its heads.
+// The fused C-MHSA over a chunk of windows. Lanes are windows, and heads take turns: what the
+// logits of a window are generated from (D) serves all of its heads.
 #pragma once
 
 #include "../common/products.h"
