@@ -6,6 +6,7 @@ from .backends import get_backend, set_backend, use_backend
 from .models import accelerate, create_model, list_models, load_weights, save_weights
 from .ops import (
     abstract_token_attention,
+    abstract_token_fork,
     atrous_attention,
     atrous_dwconv,
     atrous_merge,
@@ -44,6 +45,7 @@ from .output_cache import (
 __version__ = "0.1.0"
 __all__ = [
     "abstract_token_attention",
+    "abstract_token_fork",
     "accelerate",
     "atrous_attention",
     "atrous_dwconv",

@@ -48,7 +48,7 @@ def atrous_case():
 def abstract_token_case():
     qkv, token = random(1, 6, 4, 3, 2, 3), random(3, 2, 3)
     token[2] = 0  # its share of the output is not on the map
-    mixer = Mixer("abstract_token_attention", qkv, token, 3, 0.7, None)
+    mixer = Mixer("abstract_token_fork", qkv, token, 3, 0.7, None)
     # The pixel, and the token of its window, the first one of the second row.
     return mixer, [qkv[0, :, :, 2]] * 2, lambda out: [out[0][0, 3, 1], out[1][0, 2]]
 

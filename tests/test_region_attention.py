@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from called_ops import Calls
 
 import hybrid_kernels
 from hybrid_kernels import multiscale_attention, region_attention, region_fork
@@ -34,20 +34,6 @@ def joined(x, sample_weight, mix_weight, sample_bias, mix_bias):
 def apart(x, sample_weight, mix_weight, sample_bias, mix_bias):
     g = attend(region_sample(x, sample_weight, sample_bias))
     return region_mix(x, g, mix_weight, REGION, mix_bias)
-
-
-class Calls(TorchDispatchMode):
-    """The operators that run, with the shapes of what they return."""
-
-    def __init__(self):
-        super().__init__()
-        self.seen = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        first = out[0] if isinstance(out, tuple) else out
-        self.seen.append((func.overloadpacket, tuple(getattr(first, "shape", ()))))
-        return out
 
 
 def test_gradients_are_right():

@@ -242,7 +242,7 @@ LOOKS: dict[str, tuple[str, Callable[[nn.Module, Tensor, Place], Look]]] = {
     "region_mix": ("MRL", mrl),
     "pool_cat": ("MSCSA", mscsa),
     "conv_attention_fused": ("EMSNet", emsnet),
-    "abstract_token_attention": ("MAT", mat),
+    "abstract_token_fork": ("MAT", mat),
     "mixed_head_attention": ("PartialFormer", partialformer),
     "group_propagate": ("MCGA", mcga),
 }

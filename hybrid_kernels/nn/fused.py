@@ -5,7 +5,7 @@ from dataclasses import fields, replace
 from python_ref.ops import REFERENCE
 
 from ..ops import (
-    abstract_token_attention,
+    abstract_token_fork,
     atrous_attention,
     atrous_dwconv,
     bilinear_sample,
@@ -36,7 +36,7 @@ from .strip_dwconv import strip_dwconv
 # An operator that has no kernel yet stays the reference's.
 FUSED = replace(
     REFERENCE,
-    abstract_token_attention=abstract_token_attention,
+    abstract_token_fork=abstract_token_fork,
     atrous_attention=atrous_attention,
     atrous_dwconv=atrous_dwconv,
     bilinear_sample=bilinear_sample,

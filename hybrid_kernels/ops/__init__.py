@@ -1,6 +1,7 @@
 """The ops: one file each, its public function first."""
 
 from .abstract_token_attention import abstract_token_attention
+from .abstract_token_fork import abstract_token_fork
 from .atrous_attention import atrous_attention
 from .atrous_dwconv import atrous_dwconv
 from .atrous_partition import atrous_merge, atrous_partition
@@ -28,6 +29,7 @@ from .value_conv import value_conv
 
 __all__ = [
     "abstract_token_attention",
+    "abstract_token_fork",
     "atrous_attention",
     "atrous_dwconv",
     "atrous_merge",

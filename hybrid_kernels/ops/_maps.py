@@ -19,6 +19,13 @@ def widened(parameter: Tensor | None) -> Tensor | None:
     return parameter.float() if is_narrow else parameter
 
 
+def autocast_data(x: Tensor) -> Tensor:
+    """What autocast would make of an op's data: for functions that hand it to several readers."""
+    device = x.device.type
+    is_cast = torch.is_autocast_enabled(device) and x.dtype == torch.float32
+    return x.to(torch.get_autocast_dtype(device)) if is_cast else x
+
+
 def require_map(op: str, name: str, x: Tensor) -> None:
     """Raise ``ValueError`` unless x is a floating (B, H, W, C)."""
     require(

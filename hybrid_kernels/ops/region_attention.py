@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ._maps import widened
+from ._maps import autocast_data, widened
 from .region_mix import region_mix
 
 
@@ -46,10 +46,7 @@ def region_fork(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> tuple[
 
     Source: MRL ("Learning to mix with attention and convolutions"), Sec. 2.1, steps 2 and 4.
     """
-    device = x.device.type
-    if torch.is_autocast_enabled(device) and x.dtype == torch.float32:
-        x = x.to(torch.get_autocast_dtype(device))
-    return _Fork.apply(x, widened(weight), widened(bias))
+    return _Fork.apply(autocast_data(x), widened(weight), widened(bias))
 
 
 def region_attention(

@@ -207,7 +207,7 @@ def _single_query_attention_absorbed(call: Mapping) -> Iterator[_Segment]:
 
 
 _SEGMENTS: dict[str, Callable[[Mapping], Iterator[_Segment]]] = {
-    "abstract_token_attention": _abstract_token_attention,
+    "abstract_token_fork": _abstract_token_attention,
     "atrous_attention": _atrous_attention,
     "conv_attention": _conv_attention,
     "conv_attention_fused": _conv_attention_fused,

@@ -82,7 +82,7 @@ class AbstractTokenAttention(nn.Module):
         ValueError: heads does not divide dim, or abstract_proj is unknown.
     """
 
-    used_ops = ("abstract_token_attention", "multiscale_attention", "token_fusion")
+    used_ops = ("abstract_token_fork", "multiscale_attention", "token_fusion")
 
     def __init__(
         self,
@@ -112,11 +112,11 @@ class AbstractTokenAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (B, H, W, C) -> (B, H, W, C)."""
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))
-        out, summary = self.ops.abstract_token_attention(
+        out, summary, query = self.ops.abstract_token_fork(
             qkv, self._token(), self.window, self.scale, self._pad_kv()
         )
         key_value = self.fuse_kv(self.mix(summary)).unflatten(-1, (2, self.heads, -1))
-        query, local = (t.flatten(1, 2) for t in (qkv[:, :, :, 0], out))
+        query, local = (t.flatten(1, 2) for t in (query, out))
         fused = self.ops.token_fusion(query, key_value, local, self.scale)
         return self.project(fused.flatten(-2)).unflatten(1, x.shape[1:3])
 

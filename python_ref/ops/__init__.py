@@ -8,6 +8,7 @@ from python_ref.ops.abstract_token_attention import (
     abstract_token_attention_backward,
     abstract_token_attention_out,
 )
+from python_ref.ops.abstract_token_fork import abstract_token_fork
 from python_ref.ops.atrous_attention import (
     atrous_attention,
     atrous_attention_backward,
@@ -68,6 +69,7 @@ __all__ = [
     "abstract_token_attention",
     "abstract_token_attention_backward",
     "abstract_token_attention_out",
+    "abstract_token_fork",
     "atrous_attention",
     "atrous_attention_backward",
     "atrous_attention_out",
@@ -148,7 +150,7 @@ class OpTable:
     `used_ops` names exactly those that it calls, with the options that it was built with.
     """
 
-    abstract_token_attention: Callable  # (qkv, token, window, scale, pad_kv) -> out, summary
+    abstract_token_fork: Callable  # (qkv, token, window, scale, pad_kv) -> out, summary, query
     atrous_attention: Callable  # (qkv, bias, dilations, window, scale) -> out
     atrous_dwconv: Callable  # (x, weight, dilations, stride) -> n maps
     bilinear_sample: Callable  # (x, offset) -> y
@@ -182,7 +184,7 @@ class OpTable:
 
 
 REFERENCE = OpTable(
-    abstract_token_attention=abstract_token_attention_out,
+    abstract_token_fork=abstract_token_fork,
     atrous_attention=atrous_attention_out,
     atrous_dwconv=atrous_dwconv,
     bilinear_sample=bilinear_sample,
