@@ -15,13 +15,14 @@ from hybrid_kernels.triton.launch import launch
 from hybrid_kernels.triton.maps import load_pixels, new_gradient, store_pixels, strided
 from hybrid_kernels.triton.stencil import (
     blocks,
+    channels_and_block,
     chunks_of,
     convolve,
     convolve_transposed,
     correlate,
     fold_rows,
     map_settings,
-    place,
+    pixels_of,
     store_sums,
 )
 
@@ -42,12 +43,8 @@ def forward(
     TOKENS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    channel_blocks = tl.cdiv(C, CHANNELS)
-    program = tl.program_id(0)
-    c = program % channel_blocks * CHANNELS + tl.arange(0, CHANNELS)
-    pixel = (program // channel_blocks).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
-    image, i, j = place(pixel, rows, columns)
-    mask = (pixel < pixels)[:, None] & (c < C)[None, :]
+    c, block = channels_and_block(C, CHANNELS)
+    pixel, image, i, j, mask = pixels_of(block, rows, columns, pixels, c, C, TOKENS)
     for k in tl.static_range(len(ys)):
         y = convolve(x, taps + k * 9 * C, image, i, j, H, W, c, C, mask, 3, STRIDE, DILATIONS[k])
         store_pixels(ys[k], pixel, c, C, y, mask)
@@ -69,12 +66,8 @@ def grad_input(
     TOKENS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    channel_blocks = tl.cdiv(C, CHANNELS)
-    program = tl.program_id(0)
-    c = program % channel_blocks * CHANNELS + tl.arange(0, CHANNELS)
-    pixel = (program // channel_blocks).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
-    image, i, j = place(pixel, H, W)
-    mask = (pixel < pixels)[:, None] & (c < C)[None, :]
+    c, block = channels_and_block(C, CHANNELS)
+    pixel, image, i, j, mask = pixels_of(block, H, W, pixels, c, C, TOKENS)
     dx = tl.zeros((TOKENS, CHANNELS), tl.float32)
     for k in tl.static_range(len(grads)):
         weight = taps + k * 9 * C
@@ -101,15 +94,11 @@ def grad_taps(
     TOKENS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    channel_blocks = tl.cdiv(C, CHANNELS)
-    program = tl.program_id(0)
-    c = program % channel_blocks * CHANNELS + tl.arange(0, CHANNELS)
-    chunk = (program // channel_blocks).to(tl.int64)
+    c, chunk = channels_and_block(C, CHANNELS)
     total = tl.zeros((16, CHANNELS), tl.float32)
     for step in range(steps):
-        pixel = (chunk * steps + step) * TOKENS + tl.arange(0, TOKENS)
-        image, i, j = place(pixel, rows, columns)
-        mask = (pixel < pixels)[:, None] & (c < C)[None, :]
+        block = chunk * steps + step
+        _, image, i, j, mask = pixels_of(block, rows, columns, pixels, c, C, TOKENS)
         dy = load_pixels(grad, image, i, j, c, mask)
         total = correlate(total, x, dy, image, i, j, H, W, c, mask, 3, STRIDE, DILATION)
     store_sums(sums, chunk, total, c, C, 9)

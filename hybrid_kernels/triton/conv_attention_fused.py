@@ -27,7 +27,13 @@ from hybrid_kernels.triton.conv_attention_logits import (
 )
 from hybrid_kernels.triton.launch import check_dtype, check_index, launch
 from hybrid_kernels.triton.maps import new_gradient, store_pixels, strided
-from hybrid_kernels.triton.stencil import blocks, convolve, map_settings, place
+from hybrid_kernels.triton.stencil import (
+    blocks,
+    channels_and_block,
+    convolve,
+    map_settings,
+    pixels_of,
+)
 from hybrid_kernels.triton.token_rows import LOG2_E
 
 
@@ -45,12 +51,8 @@ def pool(
     TOKENS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    channel_blocks = tl.cdiv(C, CHANNELS)
-    program = tl.program_id(0)
-    c = program % channel_blocks * CHANNELS + tl.arange(0, CHANNELS)
-    window = (program // channel_blocks).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
-    image, i, j = place(window, H2, W2)
-    mask = (window < windows)[:, None] & (c < C)[None, :]
+    c, block = channels_and_block(C, CHANNELS)
+    window, image, i, j, mask = pixels_of(block, H2, W2, windows, c, C, TOKENS)
     total = convolve(x, taps, image, i, j, H, W, c, C, mask, 3, 2, 1)
     store_pixels(pooled, window, c, C, total, mask)
 

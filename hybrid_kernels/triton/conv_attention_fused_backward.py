@@ -21,12 +21,14 @@ from hybrid_kernels.triton.launch import check_index, launch
 from hybrid_kernels.triton.maps import load_pixels, store_pixels, strided
 from hybrid_kernels.triton.stencil import (
     blocks,
+    channels_and_block,
     chunks_of,
     convolve_transposed,
     correlate,
     fold_rows,
     map_settings,
     neighbour,
+    pixels_of,
     place,
     store_sums,
 )
@@ -131,12 +133,8 @@ def unpool(
     TOKENS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    channel_blocks = tl.cdiv(C, CHANNELS)
-    program = tl.program_id(0)
-    c = program % channel_blocks * CHANNELS + tl.arange(0, CHANNELS)
-    pixel = (program // channel_blocks).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
-    image, i, j = place(pixel, H, W)
-    mask = (pixel < pixels)[:, None] & (c < C)[None, :]
+    c, block = channels_and_block(C, CHANNELS)
+    pixel, image, i, j, mask = pixels_of(block, H, W, pixels, c, C, TOKENS)
     total = load_pixels(grad_x, image, i, j, c, mask)
     total += convolve_transposed(grad_pooled, taps, image, i, j, H2, W2, c, C, mask, 3, 2, 1)
     store_pixels(grad_x[0], pixel, c, C, total, mask)
@@ -157,15 +155,11 @@ def tap_sums(
     TOKENS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    channel_blocks = tl.cdiv(C, CHANNELS)
-    program = tl.program_id(0)
-    c = program % channel_blocks * CHANNELS + tl.arange(0, CHANNELS)
-    chunk = (program // channel_blocks).to(tl.int64)
+    c, chunk = channels_and_block(C, CHANNELS)
     total = tl.zeros((16, CHANNELS), tl.float32)
     for step in range(steps):
-        window = (chunk * steps + step) * TOKENS + tl.arange(0, TOKENS)
-        image, i, j = place(window, H2, W2)
-        mask = (window < windows)[:, None] & (c < C)[None, :]
+        block = chunk * steps + step
+        _, image, i, j, mask = pixels_of(block, H2, W2, windows, c, C, TOKENS)
         g = load_pixels(grad_pooled, image, i, j, c, mask)
         total = correlate(total, x, g, image, i, j, H, W, c, mask, 3, 2, 1)
     store_sums(sums, chunk, total, c, C, 9)

@@ -24,12 +24,14 @@ from hybrid_kernels.triton.maps import (
 from hybrid_kernels.triton.stencil import (
     add_row,
     blocks,
+    channels_and_block,
     chunks_of,
     convolve,
     convolve_transposed,
     correlate,
     fold_rows,
     map_settings,
+    pixels_of,
     place,
     store_sums,
 )
@@ -109,15 +111,11 @@ def grad_input(
     TOKENS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    channel_blocks = tl.cdiv(C, CHANNELS)
-    program = tl.program_id(0)
-    c = program % channel_blocks * CHANNELS + tl.arange(0, CHANNELS)
-    chunk = (program // channel_blocks).to(tl.int64)
+    c, chunk = channels_and_block(C, CHANNELS)
     total = tl.zeros((2, CHANNELS), tl.float32)
     for step in range(steps):
-        pixel = (chunk * steps + step) * TOKENS + tl.arange(0, TOKENS)
-        image, i, j = place(pixel, H, W)
-        mask = (pixel < pixels)[:, None] & (c < C)[None, :]
+        block = chunk * steps + step
+        pixel, image, i, j, mask = pixels_of(block, H, W, pixels, c, C, TOKENS)
         rows, columns = tl.cdiv(H, 2), tl.cdiv(W, 2)
         dn = convolve_transposed(grad3, weight3, image, i, j, rows, columns, c, C, mask, 3, 2, 1)
         rows, columns = tl.cdiv(H, 3), tl.cdiv(W, 3)
@@ -151,17 +149,15 @@ def grad_taps(
     TOKENS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    channel_blocks = tl.cdiv(C, CHANNELS)
-    program = tl.program_id(0)
-    c = program % channel_blocks * CHANNELS + tl.arange(0, CHANNELS)
-    chunk = (program // channel_blocks).to(tl.int64)
+    c, chunk = channels_and_block(C, CHANNELS)
     total = tl.zeros((ROWS, CHANNELS), tl.float32)
     if scale is not None:
         scale, shift = load_channels(scale, 0, c, C), load_channels(shift, 0, c, C)
     for step in range(steps):
-        pixel = (chunk * steps + step) * TOKENS + tl.arange(0, TOKENS)
-        image, i, j = place(pixel, tl.cdiv(H, STRIDE), tl.cdiv(W, STRIDE))
-        mask = (pixel < pixels)[:, None] & (c < C)[None, :]
+        block = chunk * steps + step
+        _, image, i, j, mask = pixels_of(
+            block, tl.cdiv(H, STRIDE), tl.cdiv(W, STRIDE), pixels, c, C, TOKENS
+        )
         dy = load_pixels(grad, image, i, j, c, mask)
         total = correlate(
             total, x, dy, image, i, j, H, W, c, mask, SIDE, STRIDE, 1, "none", scale, shift

@@ -22,6 +22,7 @@ from hybrid_kernels.triton.stencil import (
     activate,
     add_row,
     blocks,
+    channels_and_block,
     chunks_of,
     convolve,
     convolve_transposed,
@@ -29,7 +30,7 @@ from hybrid_kernels.triton.stencil import (
     derivative,
     fold_rows,
     map_settings,
-    place,
+    pixels_of,
     store_sums,
 )
 
@@ -48,12 +49,8 @@ def forward(
     TOKENS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    channel_blocks = tl.cdiv(C, CHANNELS)
-    program = tl.program_id(0)
-    c = program % channel_blocks * CHANNELS + tl.arange(0, CHANNELS)
-    pixel = (program // channel_blocks).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
-    image, i, j = place(pixel, H, W)
-    mask = (pixel < pixels)[:, None] & (c < C)[None, :]
+    c, block = channels_and_block(C, CHANNELS)
+    pixel, image, i, j, mask = pixels_of(block, H, W, pixels, c, C, TOKENS)
     t = convolve(x, weight, image, i, j, H, W, c, C, mask, 3, 1, 1)
     if bias is not None:
         t += load_channels(bias, 0, c, C)[None, :]
@@ -77,15 +74,11 @@ def backward(
     TOKENS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    channel_blocks = tl.cdiv(C, CHANNELS)
-    program = tl.program_id(0)
-    c = program % channel_blocks * CHANNELS + tl.arange(0, CHANNELS)
-    chunk = (program // channel_blocks).to(tl.int64)
+    c, chunk = channels_and_block(C, CHANNELS)
     total = tl.zeros((16, CHANNELS), tl.float32)
     for step in range(steps):
-        pixel = (chunk * steps + step) * TOKENS + tl.arange(0, TOKENS)
-        image, i, j = place(pixel, H, W)
-        mask = (pixel < pixels)[:, None] & (c < C)[None, :]
+        block = chunk * steps + step
+        pixel, image, i, j, mask = pixels_of(block, H, W, pixels, c, C, TOKENS)
         g = load_pixels(grad, image, i, j, c, mask)
         if ACT != "none":
             t = convolve(x, weight, image, i, j, H, W, c, C, mask, 3, 1, 1)
@@ -113,12 +106,8 @@ def grad_input(
     TOKENS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    channel_blocks = tl.cdiv(C, CHANNELS)
-    program = tl.program_id(0)
-    c = program % channel_blocks * CHANNELS + tl.arange(0, CHANNELS)
-    pixel = (program // channel_blocks).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
-    image, i, j = place(pixel, H, W)
-    mask = (pixel < pixels)[:, None] & (c < C)[None, :]
+    c, block = channels_and_block(C, CHANNELS)
+    pixel, image, i, j, mask = pixels_of(block, H, W, pixels, c, C, TOKENS)
     dx = convolve_transposed(dt, weight, image, i, j, H, W, c, C, mask, 3, 1, 1)
     store_pixels(grad_x, pixel, c, C, dx, mask)
 

@@ -24,13 +24,14 @@ from hybrid_kernels.triton.maps import (
 from hybrid_kernels.triton.stencil import (
     add_row,
     blocks,
+    channels_and_block,
     chunks_of,
     convolve,
     convolve_transposed,
     correlate,
     fold_rows,
     map_settings,
-    place,
+    pixels_of,
     store_sums,
 )
 from hybrid_kernels.triton.token_fusion import attend, token_fusion_backward
@@ -85,12 +86,8 @@ def queries(
     TOKENS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    channel_blocks = tl.cdiv(C, CHANNELS)
-    program = tl.program_id(0)
-    c = program % channel_blocks * CHANNELS + tl.arange(0, CHANNELS)
-    pixel = (program // channel_blocks).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
-    image, i, j = place(pixel, H, W)
-    mask = (pixel < pixels)[:, None] & (c < C)[None, :]
+    c, block = channels_and_block(C, CHANNELS)
+    pixel, image, i, j, mask = pixels_of(block, H, W, pixels, c, C, TOKENS)
     t = convolve(x, taps, image, i, j, H, W, c, C, mask, SIDE, 1, 1)
     store_pixels(q, pixel, c, C, t + load_channels(bias, 0, c, C)[None, :], mask)
 
@@ -110,15 +107,11 @@ def grad_taps(
     TOKENS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    channel_blocks = tl.cdiv(C, CHANNELS)
-    program = tl.program_id(0)
-    c = program % channel_blocks * CHANNELS + tl.arange(0, CHANNELS)
-    chunk = (program // channel_blocks).to(tl.int64)
+    c, chunk = channels_and_block(C, CHANNELS)
     total = tl.zeros((ROWS, CHANNELS), tl.float32)
     for step in range(steps):
-        pixel = (chunk * steps + step) * TOKENS + tl.arange(0, TOKENS)
-        image, i, j = place(pixel, H, W)
-        mask = (pixel < pixels)[:, None] & (c < C)[None, :]
+        block = chunk * steps + step
+        _, image, i, j, mask = pixels_of(block, H, W, pixels, c, C, TOKENS)
         g = load_pixels(grad, image, i, j, c, mask)
         total = correlate(total, x, g, image, i, j, H, W, c, mask, SIDE, 1, 1)
         total = add_row(total, g, SIDE * SIDE)
@@ -139,12 +132,8 @@ def grad_input(
     TOKENS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    channel_blocks = tl.cdiv(C, CHANNELS)
-    program = tl.program_id(0)
-    c = program % channel_blocks * CHANNELS + tl.arange(0, CHANNELS)
-    pixel = (program // channel_blocks).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
-    image, i, j = place(pixel, H, W)
-    mask = (pixel < pixels)[:, None] & (c < C)[None, :]
+    c, block = channels_and_block(C, CHANNELS)
+    pixel, image, i, j, mask = pixels_of(block, H, W, pixels, c, C, TOKENS)
     dx = convolve_transposed(grad3, w3, image, i, j, H, W, c, C, mask, 3, 1, 1)
     dx += convolve_transposed(grad5, w5, image, i, j, H, W, c, C, mask, 5, 1, 1)
     store_pixels(grad_x, pixel, c, C, dx, mask)

@@ -11,7 +11,13 @@ from torch import Tensor
 
 from hybrid_kernels.triton.launch import check_index, launch
 from hybrid_kernels.triton.maps import load_pixels, new_gradient, store_pixels, strided
-from hybrid_kernels.triton.stencil import blocks, map_settings, place
+from hybrid_kernels.triton.stencil import (
+    blocks,
+    channels_and_block,
+    map_settings,
+    pixels_of,
+    place,
+)
 
 
 @triton.jit
@@ -70,12 +76,8 @@ def forward(
     TOKENS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    channel_blocks = tl.cdiv(C, CHANNELS)
-    program = tl.program_id(0)
-    c = program % channel_blocks * CHANNELS + tl.arange(0, CHANNELS)
-    pixel = (program // channel_blocks).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
-    image, i, j = place(pixel, rows, columns)
-    mask = (pixel < pixels)[:, None] & (c < C)[None, :]
+    c, block = channels_and_block(C, CHANNELS)
+    pixel, image, i, j, mask = pixels_of(block, rows, columns, pixels, c, C, TOKENS)
     gate = _enlarged(logit, image, i, j, H, W, rows, columns, c, mask, True)
     added = _enlarged(offset, image, i, j, H, W, rows, columns, c, mask, False)
     fused = load_pixels(local, image, i, j, c, mask) * gate + added
@@ -96,12 +98,8 @@ def grad_fine(
     TOKENS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    channel_blocks = tl.cdiv(C, CHANNELS)
-    program = tl.program_id(0)
-    c = program % channel_blocks * CHANNELS + tl.arange(0, CHANNELS)
-    pixel = (program // channel_blocks).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
-    image, i, j = place(pixel, rows, columns)
-    mask = (pixel < pixels)[:, None] & (c < C)[None, :]
+    c, block = channels_and_block(C, CHANNELS)
+    pixel, image, i, j, mask = pixels_of(block, rows, columns, pixels, c, C, TOKENS)
     gate = _enlarged(logit, image, i, j, H, W, rows, columns, c, mask, True)
     store_pixels(grad_local, pixel, c, C, load_pixels(grad, image, i, j, c, mask) * gate, mask)
 

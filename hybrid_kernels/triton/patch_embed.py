@@ -12,7 +12,13 @@ from torch.nn import functional as F
 
 from hybrid_kernels.triton.launch import launch
 from hybrid_kernels.triton.maps import load_pixels, new_gradient, store_pixels, strided
-from hybrid_kernels.triton.stencil import blocks, map_settings, place
+from hybrid_kernels.triton.stencil import (
+    blocks,
+    channels_and_block,
+    map_settings,
+    pixels_of,
+    place,
+)
 
 
 @triton.jit(do_not_specialize=["H", "W", "rows", "columns", "patches"])
@@ -74,12 +80,8 @@ def spread(
     TOKENS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    channel_blocks = tl.cdiv(C, CHANNELS)
-    program = tl.program_id(0)
-    c = program % channel_blocks * CHANNELS + tl.arange(0, CHANNELS)
-    pixel = (program // channel_blocks).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
-    image, i, j = place(pixel, H, W)
-    mask = (pixel < pixels)[:, None] & (c < C)[None, :]
+    c, block = channels_and_block(C, CHANNELS)
+    pixel, image, i, j, mask = pixels_of(block, H, W, pixels, c, C, TOKENS)
     row = i // PATCH
     column = j // PATCH
     inside = mask & ((row < rows) & (column < columns))[:, None]

@@ -52,6 +52,23 @@ def place(pixel, H, W):
 
 
 @triton.jit
+def channels_and_block(C, CHANNELS: tl.constexpr):
+    """Channels of this program, and the number of its block or chunk of pixels."""
+    channel_blocks = tl.cdiv(C, CHANNELS)
+    program = tl.program_id(0)
+    c = program % channel_blocks * CHANNELS + tl.arange(0, CHANNELS)
+    return c, (program // channel_blocks).to(tl.int64)
+
+
+@triton.jit
+def pixels_of(block, H, W, pixels, c, C, TOKENS: tl.constexpr):
+    """Pixels of a block, (image, row, column) of them, and which (pixel, channel) there are."""
+    pixel = block * TOKENS + tl.arange(0, TOKENS)
+    image, i, j = place(pixel, H, W)
+    return pixel, image, i, j, (pixel < pixels)[:, None] & (c < C)[None, :]
+
+
+@triton.jit
 def neighbour(x, image, i, j, H, W, c, mask, ACT: tl.constexpr = "none", scale=None, shift=None):
     """Pixels (i, j) of a map, normed and activated; 0 outside it.
 

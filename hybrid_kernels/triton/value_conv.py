@@ -23,6 +23,7 @@ from hybrid_kernels.triton.stencil import (
     activate,
     add_row,
     blocks,
+    channels_and_block,
     chunks_of,
     convolve,
     convolve_transposed,
@@ -30,7 +31,7 @@ from hybrid_kernels.triton.stencil import (
     derivative,
     fold_rows,
     map_settings,
-    place,
+    pixels_of,
     store_sums,
 )
 
@@ -58,12 +59,8 @@ def forward(
     TOKENS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    channel_blocks = tl.cdiv(C, CHANNELS)
-    program = tl.program_id(0)
-    c = program % channel_blocks * CHANNELS + tl.arange(0, CHANNELS)
-    pixel = (program // channel_blocks).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
-    image, i, j = place(pixel, H, W)
-    mask = (pixel < pixels)[:, None] & (c < C)[None, :]
+    c, block = channels_and_block(C, CHANNELS)
+    pixel, image, i, j, mask = pixels_of(block, H, W, pixels, c, C, TOKENS)
     t = _path(out, v, weight, bias, image, i, j, H, W, c, C, mask)
     if scale is not None:
         t = t * load_channels(scale, 0, c, C)[None, :] + load_channels(shift, 0, c, C)[None, :]
@@ -90,15 +87,11 @@ def backward(
     TOKENS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    channel_blocks = tl.cdiv(C, CHANNELS)
-    program = tl.program_id(0)
-    c = program % channel_blocks * CHANNELS + tl.arange(0, CHANNELS)
-    chunk = (program // channel_blocks).to(tl.int64)
+    c, chunk = channels_and_block(C, CHANNELS)
     total = tl.zeros((16, CHANNELS), tl.float32)
     for step in range(steps):
-        pixel = (chunk * steps + step) * TOKENS + tl.arange(0, TOKENS)
-        image, i, j = place(pixel, H, W)
-        mask = (pixel < pixels)[:, None] & (c < C)[None, :]
+        block = chunk * steps + step
+        pixel, image, i, j, mask = pixels_of(block, H, W, pixels, c, C, TOKENS)
         g = load_pixels(grad, image, i, j, c, mask)
         if scale is not None:
             z = _path(out, v, weight, bias, image, i, j, H, W, c, C, mask)
@@ -130,12 +123,8 @@ def grad_values(
     TOKENS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    channel_blocks = tl.cdiv(C, CHANNELS)
-    program = tl.program_id(0)
-    c = program % channel_blocks * CHANNELS + tl.arange(0, CHANNELS)
-    pixel = (program // channel_blocks).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
-    image, i, j = place(pixel, H, W)
-    mask = (pixel < pixels)[:, None] & (c < C)[None, :]
+    c, block = channels_and_block(C, CHANNELS)
+    pixel, image, i, j, mask = pixels_of(block, H, W, pixels, c, C, TOKENS)
     dv = convolve_transposed(dz, weight, image, i, j, H, W, c, C, mask, 3, 1, 1)
     dv *= derivative(load_pixels(v, image, i, j, c, mask), "hardswish")
     store_pixels(grad_v, pixel, c, C, dv, mask)
