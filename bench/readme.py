@@ -92,7 +92,8 @@ def _about_machine(entries: list[tuple[Path, dict]]) -> str:
         "Speed-up over the best baseline and, in brackets, percent of the roofline: geometric "
         "means over all cases. "
         f"[All cases, with the commands]({TABLES.relative_to(machine.ROOT)}), and first which ops "
-        "are short of their goals, by how much, and what limits them."
+        "are short of their goals, by how much, and what limits them. `-partial`: without "
+        "torch.compile among the baselines, which in bfloat16 is often the best one."
     )
 
 

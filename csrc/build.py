@@ -18,7 +18,8 @@ library serves every Python and every torch >= 2.10.
 
 Environment: CXX, CUDA_HOME, HYBRID_TORCH_DIR (the folder of the torch package),
 HYBRID_CUDA=auto|0|1, HYBRID_CUDA_ARCHS="80;90;100", MAX_JOBS,
-HYBRID_CPU_ISAS="avx2;avx512_bf16" (with the baseline; fewer compile sooner).
+HYBRID_CPU_ISAS="avx2;avx512_bf16" (with the baseline; fewer compile sooner) or "native" (the
+highest of this machine).
 """
 
 from __future__ import annotations
@@ -28,15 +29,16 @@ import fcntl
 import itertools
 import json
 import os
-import platform
 import re
 import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # however this file is loaded
+from instruction_sets import ALL_CPU_ISAS, CPU_ISAS, effort_flags, isas_flag
 
 ROOT = Path(__file__).resolve().parent.parent
 CSRC = ROOT / "csrc"
@@ -49,37 +51,6 @@ TORCH_TARGET_VERSION = "0x020a000000000000"  # 2.10: the oldest torch that the l
 # and infinity keep their meaning, so no -ffast-math.
 CXX_FLAGS = ["-std=c++17", "-O3", "-g0", "-fPIC", "-fvisibility=hidden", "-Wall"]
 CXX_FLAGS += ["-fno-math-errno", "-fno-trapping-math"]
-
-_AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c"]
-_AVX512 += ["-mprefer-vector-width=512"]
-# g++ 12 warns of its own _mm512_undefined_ps(), a thousand times.
-_AVX512 += ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]
-X86_ISAS = {
-    "baseline": [],
-    "avx2": ["-mavx2", "-mfma", "-mf16c"],
-    "avx512": _AVX512,
-    "avx512_bf16": [*_AVX512, "-mavx512bf16"],
-}
-ALL_CPU_ISAS = X86_ISAS if platform.machine() in ("x86_64", "AMD64") else {"baseline": []}
-
-
-def _cpu_isas() -> dict[str, list[str]]:
-    """Flags of the instruction sets to build: HYBRID_CPU_ISAS and the baseline, or all."""
-    named = os.environ.get("HYBRID_CPU_ISAS")
-    wanted = {"baseline", *named.split(";")} if named else set(ALL_CPU_ISAS)
-    if unknown := wanted - set(ALL_CPU_ISAS):
-        expected = ";".join(ALL_CPU_ISAS)
-        sys.exit(f"error: HYBRID_CPU_ISAS={named}: {unknown} unknown; expected some of {expected}.")
-    return {isa: flags for isa, flags in ALL_CPU_ISAS.items() if isa in wanted}
-
-
-CPU_ISAS = _cpu_isas()
-
-
-def isas_flag(isas: Iterable[str]) -> str:
-    """For the files that choose between the sets at run time."""
-    return f"-DHYBRID_BUILT_ISAS={sum(1 << list(ALL_CPU_ISAS).index(isa) for isa in isas)}"
-
 
 CUDA_ARCHS = ["80", "90", "100"]
 
@@ -328,8 +299,8 @@ def _write_objects(ninja, library: Library) -> list[str]:
         for source in cuda_sources(op) if library.cuda else ():
             add("cuda", source, f"{op.name}/{source.stem}")
         for source, isa in itertools.product(cpu_sources(op), library.isas):
-            isa_flags = _join([*ALL_CPU_ISAS[isa], f"-DHYBRID_ISA={isa}"])
-            add("cpu", source, f"{op.name}/{source.stem}.{isa}", isa_flags=isa_flags)
+            flags = [*ALL_CPU_ISAS[isa], *effort_flags(source, isa), f"-DHYBRID_ISA={isa}"]
+            add("cpu", source, f"{op.name}/{source.stem}.{isa}", isa_flags=_join(flags))
     for op in ops:
         op_flags = "-DHYBRID_WITH_CUDA" if library.cuda and cuda_sources(op) else ""
         add("torch", op / f"{op.name}.cpp", f"{op.name}/{op.name}", op_flags=op_flags)

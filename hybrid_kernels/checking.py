@@ -154,6 +154,14 @@ def check_sample(
     args = sample.build(Maker(dtype, device))
     wanted = floating(args)
     got = run(fused(declaration), args, wanted)
-    plain = run_reference(declaration, args, dtype, wanted)
     exact = run_reference(declaration, args, torch.float64, wanted)
+    plain = run_reference(declaration, args, dtype, wanted)
+    if not _is_finite(plain):
+        # oneDNN's gradient of a bfloat16 convolution of one pixel can hold what memory held.
+        with torch.backends.mkldnn.flags(enabled=False):
+            plain = run_reference(declaration, args, dtype, wanted)
     return compare(got, plain, exact)
+
+
+def _is_finite(run: Run) -> bool:
+    return all(t.isfinite().all() for _, t in run.tensors())

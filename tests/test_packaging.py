@@ -207,6 +207,7 @@ def test_cuda_asked_for_without_nvcc_is_refused(monkeypatch: pytest.MonkeyPatch)
     ("variable", "value", "message"),
     [
         ("HYBRID_CUDA", "yes", "HYBRID_CUDA=yes: expected auto, 0 or 1"),
+        ("HYBRID_CPU_ISAS", "mmx", "HYBRID_CPU_ISAS=mmx: {'mmx'} unknown; expected some of"),
         ("HYBRID_TORCH_DIR", "/nonexistent", "HYBRID_TORCH_DIR=/nonexistent is not a torch"),
     ],
 )
@@ -214,6 +215,15 @@ def test_bad_build_setting_is_named(variable: str, value: str, message: str):
     result = run(sys.executable, ROOT / "csrc" / "build.py", **{variable: value})
     assert result.returncode == 1
     assert message in result.stderr
+
+
+def test_native_is_the_set_that_the_library_chooses(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(ROOT / "csrc")
+    import instruction_sets
+
+    code = "from hybrid_kernels import _native; print(_native.cpu_isa())"
+    result = run(sys.executable, "-c", code, PYTHONPATH=ROOT, HYBRID_KERNELS_CPU_ISA="")
+    assert result.stdout.strip() == instruction_sets.native_isa()
 
 
 def test_second_build_has_nothing_to_do(wheel: Path):

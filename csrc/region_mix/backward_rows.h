@@ -185,15 +185,14 @@ void backward_parts(const RegionMixParams& p, int64_t begin, int64_t end) {
   stream_fence();
 }
 
-}  // namespace
-
 template <class T>
-void region_mix_backward(const RegionMixParams& p, int64_t begin, int64_t end) {
+void run_backward(const RegionMixParams& p, int64_t begin, int64_t end) {
   if (p.side == 1) backward_parts<T, 1>(p, begin, end);
   if (p.side == 3) backward_parts<T, 3>(p, begin, end);
   if (p.side == 5) backward_parts<T, 5>(p, begin, end);
   if (p.side == 7) backward_parts<T, 7>(p, begin, end);
 }
 
+}  // namespace
 }  // namespace HYBRID_ISA
 }  // namespace hybrid

@@ -62,15 +62,14 @@ void forward_walks(const RegionMixParams& p, int64_t begin, int64_t end) {
   stream_fence();
 }
 
-}  // namespace
-
 template <class T>
-void region_mix_forward(const RegionMixParams& p, int64_t begin, int64_t end) {
+void run_forward(const RegionMixParams& p, int64_t begin, int64_t end) {
   if (p.side == 1) forward_walks<T, 1>(p, begin, end);
   if (p.side == 3) forward_walks<T, 3>(p, begin, end);
   if (p.side == 5) forward_walks<T, 5>(p, begin, end);
   if (p.side == 7) forward_walks<T, 7>(p, begin, end);
 }
 
+}  // namespace
 }  // namespace HYBRID_ISA
 }  // namespace hybrid

@@ -4,8 +4,15 @@
 namespace hybrid {
 namespace HYBRID_ISA {
 
-template void region_mix_forward<f16>(const RegionMixParams&, int64_t, int64_t);
-template void region_mix_backward<f16>(const RegionMixParams&, int64_t, int64_t);
+template <>
+void region_mix_forward<f16>(const RegionMixParams& p, int64_t begin, int64_t end) {
+  run_forward<f16>(p, begin, end);
+}
+
+template <>
+void region_mix_backward<f16>(const RegionMixParams& p, int64_t begin, int64_t end) {
+  run_backward<f16>(p, begin, end);
+}
 
 }  // namespace HYBRID_ISA
 }  // namespace hybrid

@@ -4,8 +4,15 @@
 namespace hybrid {
 namespace HYBRID_ISA {
 
-template void region_mix_forward<float>(const RegionMixParams&, int64_t, int64_t);
-template void region_mix_backward<float>(const RegionMixParams&, int64_t, int64_t);
+template <>
+void region_mix_forward<float>(const RegionMixParams& p, int64_t begin, int64_t end) {
+  run_forward<float>(p, begin, end);
+}
+
+template <>
+void region_mix_backward<float>(const RegionMixParams& p, int64_t begin, int64_t end) {
+  run_backward<float>(p, begin, end);
+}
 
 }  // namespace HYBRID_ISA
 }  // namespace hybrid

@@ -4,8 +4,15 @@
 namespace hybrid {
 namespace HYBRID_ISA {
 
-template void region_mix_forward<double>(const RegionMixParams&, int64_t, int64_t);
-template void region_mix_backward<double>(const RegionMixParams&, int64_t, int64_t);
+template <>
+void region_mix_forward<double>(const RegionMixParams& p, int64_t begin, int64_t end) {
+  run_forward<double>(p, begin, end);
+}
+
+template <>
+void region_mix_backward<double>(const RegionMixParams& p, int64_t begin, int64_t end) {
+  run_backward<double>(p, begin, end);
+}
 
 }  // namespace HYBRID_ISA
 }  // namespace hybrid
