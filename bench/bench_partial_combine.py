@@ -41,6 +41,7 @@ BENCH = OpBench(
         combine_case("B3 stage 3, 1280x800", "dense", 1, 4000, 256, 1000),
     ),
     min_bytes=min_bytes,
+    limited_by="not profiled yet",
 )
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
-"""Goals of the benchmarks."""
+"""Goals of the benchmarks, and that what misses one says why."""
 
-from bench import goals
+import pytest
+
+from bench import goals, readme
 
 
 def test_a_missed_goal_is_told_with_what_the_roofline_leaves():
@@ -23,3 +25,9 @@ def test_a_missed_goal_is_told_with_what_the_roofline_leaves():
         "float32 forward, short: 50 of 60 % of the roofline",
         slow,
     ]
+
+
+@pytest.mark.parametrize("line", readme.short_of_goals().splitlines()[2:])
+def test_what_is_short_of_its_goals_says_what_limits_it(line):
+    op, _, limited_by = (cell.strip() for cell in line.strip("|").split(" | "))
+    assert limited_by.strip("| "), f"{op}: fill in `limited_by` of its benchmark"
