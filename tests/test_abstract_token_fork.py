@@ -2,7 +2,12 @@
 
 import pytest
 import torch
-from called_ops import Calls
+from joined_ops import (
+    Calls,
+    assert_compiles_into_one_graph,
+    assert_equal_gradients,
+    assert_gradients_near,
+)
 
 from hybrid_kernels import abstract_token_attention, abstract_token_fork, token_fusion
 from python_ref import ops as reference
@@ -42,14 +47,7 @@ def test_gradients_are_right():
 
 @pytest.mark.parametrize("wanted", range(1, 2**4))
 def test_every_subset_of_gradients_equals_the_reference(wanted):
-    args = arguments()
-    for index, arg in enumerate(args):
-        arg.requires_grad_(bool(wanted >> index & 1))
-    leaves = [arg for arg in args if arg.requires_grad]
-    ys = joined(*args), apart(*args)
-    torch.testing.assert_close(*ys)
-    grad = torch.randn_like(ys[0])
-    torch.testing.assert_close(*(torch.autograd.grad(y, leaves, grad) for y in ys))
+    assert_equal_gradients(joined, apart, arguments(), wanted)
 
 
 @pytest.mark.parametrize("reader", range(3))
@@ -82,22 +80,12 @@ def test_autocast_casts_once():
         assert abstract_token_fork(*args[:2], WINDOW)[2].dtype == torch.bfloat16
         expected = apart(*args)
     assert torch.equal(y, expected)
-    grad = torch.randn_like(y)
-    for result, truth in zip(
-        torch.autograd.grad(y, args, grad), torch.autograd.grad(expected, args, grad), strict=True
-    ):
-        assert result.dtype == torch.float32
-        assert (result - truth).abs().max() <= 2e-2 * truth.abs().max()
+    assert_gradients_near(y, expected, args)
 
 
 def test_compiles_into_one_graph():
     args = arguments(torch.float32)
-    compiled = torch.compile(joined, fullgraph=True, backend="aot_eager")
-    grads = []
-    for function in (compiled, joined):
-        y = function(*args)
-        grads.append(torch.autograd.grad(y, args, torch.ones_like(y)))
-    torch.testing.assert_close(*grads)
+    assert_compiles_into_one_graph(joined, args)
 
 
 def test_bad_arguments_are_refused():

@@ -2,7 +2,12 @@
 
 import pytest
 import torch
-from called_ops import Calls
+from joined_ops import (
+    Calls,
+    assert_compiles_into_one_graph,
+    assert_equal_gradients,
+    assert_gradients_near,
+)
 
 import hybrid_kernels
 from hybrid_kernels import multiscale_attention, region_attention, region_fork
@@ -42,14 +47,7 @@ def test_gradients_are_right():
 
 @pytest.mark.parametrize("wanted", range(1, 2**5))
 def test_every_subset_of_gradients_equals_the_reference(wanted):
-    args = arguments()
-    for index, arg in enumerate(args):
-        arg.requires_grad_(bool(wanted >> index & 1))
-    leaves = [arg for arg in args if arg.requires_grad]
-    ys = joined(*args), apart(*args)
-    torch.testing.assert_close(*ys)
-    grad = torch.randn_like(ys[0])
-    torch.testing.assert_close(*(torch.autograd.grad(y, leaves, grad) for y in ys))
+    assert_equal_gradients(joined, apart, arguments(), wanted)
 
 
 def test_the_gradient_of_the_map_is_written_once():
@@ -83,22 +81,12 @@ def test_autocast_casts_the_map_once():
         expected = hybrid_kernels.region_mix(x, g, mix_weight, REGION, mix_bias)
     assert y.dtype == torch.bfloat16
     assert torch.equal(y, expected)
-    grad = torch.randn_like(y)
-    for result, truth in zip(
-        torch.autograd.grad(y, args, grad), torch.autograd.grad(expected, args, grad), strict=True
-    ):
-        assert result.dtype == torch.float32
-        assert (result - truth).abs().max() <= 2e-2 * truth.abs().max()
+    assert_gradients_near(y, expected, args)
 
 
 def test_compiles_into_one_graph():
     args = arguments(torch.float32)
-    compiled = torch.compile(joined, fullgraph=True, backend="aot_eager")
-    grads = []
-    for function in (compiled, joined):
-        y = function(*args)
-        grads.append(torch.autograd.grad(y, args, torch.ones_like(y)))
-    torch.testing.assert_close(*grads)
+    assert_compiles_into_one_graph(joined, args)
 
 
 @pytest.mark.parametrize("options", [{}, {"samplers": 3, "kv_conv": False}, {"gc": "replace"}])

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from ._maps import parameter_dtype, widened
 from ._registration import register, require, require_tensor
 
 MAX_WINDOW, MAX_HEAD_WIDTH = 16, 128
@@ -44,12 +45,8 @@ def abstract_token_attention(
     Recognition"), Sec. 4.3.1, Eq. 4.1 to 4.3.
     """
     scale = qkv.shape[-1] ** -0.5 if scale is None else scale
-    token, pad_kv = _widened(token), None if pad_kv is None else _widened(pad_kv)
+    token, pad_kv = widened(token), widened(pad_kv)
     return torch.ops.hybrid.abstract_token_attention(qkv, token, window, scale, pad_kv)[:2]
-
-
-def _widened(parameter: Tensor) -> Tensor:
-    return parameter.float() if parameter.dtype in (torch.bfloat16, torch.float16) else parameter
 
 
 def window_counts(height: int, width: int, window: int) -> tuple[int, int]:
@@ -63,7 +60,7 @@ def _fake(qkv, token, window, scale, pad_kv):
     return (
         qkv.new_empty(B, H, W, h, d),
         qkv.new_empty(B, down * across, h, d),
-        qkv.new_empty(B, down * across, h, 1 + window**2, dtype=_parameter_dtype(qkv)),
+        qkv.new_empty(B, down * across, h, 1 + window**2, dtype=parameter_dtype(qkv)),
     )
 
 
@@ -147,10 +144,6 @@ def _flops_backward(
     return _flops(qkv, token, window, scale, pad_kv) * 5 // 2  # five products instead of two
 
 
-def _parameter_dtype(qkv):
-    return torch.float64 if qkv.dtype == torch.float64 else torch.float32
-
-
 def _check(qkv, token, window, scale, pad_kv):
     op = "abstract_token_attention"
     require(
@@ -167,7 +160,7 @@ def _check(qkv, token, window, scale, pad_kv):
         1 <= d <= MAX_HEAD_WIDTH,
         f"{op}: qkv has head width {d}; expected 1 to {MAX_HEAD_WIDTH}",
     )
-    dtype, other = _parameter_dtype(qkv), ("qkv", qkv)
+    dtype, other = parameter_dtype(qkv), ("qkv", qkv)
     require_tensor(op, "token", token, [(3, h, d)], "(3, heads, head width)", dtype, other)
     require(1 <= window <= MAX_WINDOW, f"{op}: window = {window}; expected 1 to {MAX_WINDOW}")
     require(math.isfinite(scale), f"{op}: scale = {scale}; expected a finite number")
