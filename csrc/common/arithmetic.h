@@ -4,7 +4,7 @@
 //   Arithmetic<T>::Vector   kCount of them; load, store, fma, ... of simd.h take either kind
 //   for_each_vector(C, body)  body(c, lanes) for all C channels; load_lanes and store_lanes touch
 //                             a whole vector, or what there is of the last one
-//   for_dtype(dtype, call)  call(T{}) with the type of the data
+//   for_dtype(dtype, call)  what call(T{}) returns, with the type of the data
 #pragma once
 
 #include "simd.h"
@@ -85,7 +85,7 @@ inline __attribute__((always_inline)) void for_each_vector(int64_t channels, con
 }
 
 template <class Call>
-void for_dtype(DType dtype, const Call& call) {
+auto for_dtype(DType dtype, const Call& call) {
   switch (dtype) {
     case DType::f32:
       return call(float{});
@@ -96,6 +96,7 @@ void for_dtype(DType dtype, const Call& call) {
     case DType::f16:
       return call(f16{});
   }
+  __builtin_unreachable();
 }
 
 // Channels in whole vectors: rows of sums are that long, so that idle lanes have a place too.

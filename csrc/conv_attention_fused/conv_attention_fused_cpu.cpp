@@ -10,12 +10,10 @@ using Params = ConvAttentionFusedParams;
 int64_t chunks(const Params& p) { return fused_cut(p).chunks; }
 
 int64_t workspace_bytes(const Params& p) {
-  int64_t bytes = 0;
-  for_dtype(p.windows.dtype, [&](auto type) {
+  return for_dtype(p.windows.dtype, [&](auto type) {
     const ChunkSums<decltype(type)> sums(p);
-    bytes = chunks(p) * sums.all * int64_t{sizeof(typename ChunkSums<decltype(type)>::Scalar)};
+    return chunks(p) * sums.all * int64_t{sizeof(typename ChunkSums<decltype(type)>::Scalar)};
   });
-  return bytes;
 }
 
 void compute(const Params& p, int64_t begin, int64_t end) {

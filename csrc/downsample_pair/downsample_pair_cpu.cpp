@@ -26,15 +26,11 @@ void reduce(const DownsamplePairParams& p) {
 }
 
 int64_t jobs(const DownsamplePairParams& p) {
-  int64_t count = 0;
-  for_dtype(p.dtype, [&](auto x) { count = cut_of<decltype(x)>(p).jobs; });
-  return count;
+  return for_dtype(p.dtype, [&](auto x) { return cut_of<decltype(x)>(p).jobs; });
 }
 
 int64_t workspace_bytes(const DownsamplePairParams& p) {
-  int64_t bytes = 0;
-  for_dtype(p.dtype, [&](auto x) { bytes = sums_of<decltype(x)>(p).bytes(); });
-  return bytes;
+  return for_dtype(p.dtype, [&](auto x) { return sums_of<decltype(x)>(p).bytes(); });
 }
 
 }  // namespace

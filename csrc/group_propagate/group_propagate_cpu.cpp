@@ -15,16 +15,12 @@ void backward(const Params& p, int64_t begin, int64_t end) {
 }
 
 int64_t jobs(const Params& p) {
-  int64_t count = 0;
-  for_dtype(p.dtype, [&](auto x) { count = cut_of<decltype(x)>(p).jobs; });
-  return count;
+  return for_dtype(p.dtype, [&](auto x) { return cut_of<decltype(x)>(p).jobs; });
 }
 
 int64_t workspace_bytes(const Params& p) {
-  int64_t bytes = 0;
-  for_dtype(p.dtype,
-            [&](auto x) { bytes = Sums<decltype(x)>(p, cut_of<decltype(x)>(p)).bytes(p.B); });
-  return bytes;
+  return for_dtype(p.dtype,
+                   [&](auto x) { return Sums<decltype(x)>(p, cut_of<decltype(x)>(p)).bytes(p.B); });
 }
 
 template <class T>

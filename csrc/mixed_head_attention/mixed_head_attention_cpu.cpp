@@ -22,12 +22,10 @@ void backward(const Params& p, int64_t begin, int64_t end) {
 }
 
 int64_t workspace_bytes(const Params& p) {
-  int64_t bytes = 0;
-  for_dtype(p.dtype, [&](auto type) {
+  return for_dtype(p.dtype, [&](auto type) {
     const MixedSums<decltype(type)> sums(p);
-    bytes = p.B * query_pieces(p) * sums.chunk * static_cast<int64_t>(sizeof(*sums.data));
+    return p.B * query_pieces(p) * sums.chunk * static_cast<int64_t>(sizeof(*sums.data));
   });
-  return bytes;
 }
 
 // The sums (head, key, channel) of an image's chunks to a gradient (B, M, h, d).

@@ -121,13 +121,11 @@ void backward(const Params& p, int64_t begin, int64_t end) {
 }
 
 int64_t workspace_bytes(const Params& p) {
-  int64_t bytes = 0;
-  for_dtype(p.dtype, [&](auto type) {
+  return for_dtype(p.dtype, [&](auto type) {
     using T = decltype(type);
     const int64_t row = whole_vectors<T>(p.C) * int64_t{sizeof(typename Arithmetic<T>::Scalar)};
-    bytes = p.grad_update ? p.B * combine_pieces(p) * row : 0;
+    return p.grad_update ? p.B * combine_pieces(p) * row : 0;
   });
-  return bytes;
 }
 
 void reduce(const Params& p) {

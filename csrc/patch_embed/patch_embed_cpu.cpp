@@ -38,12 +38,10 @@ void backward(const Params& p, int64_t begin, int64_t end) {
 }
 
 int64_t workspace_bytes(const Params& p) {
-  int64_t bytes = 0;
-  for_dtype(p.dtype, [&](auto type) {
+  return for_dtype(p.dtype, [&](auto type) {
     using Rows = PatchRows<decltype(type)>;
-    bytes = chunks(p) * Rows::sums(p) * int64_t{sizeof(typename Rows::Scalar)};
+    return chunks(p) * Rows::sums(p) * int64_t{sizeof(typename Rows::Scalar)};
   });
-  return bytes;
 }
 
 void reduce(const Params& p) {

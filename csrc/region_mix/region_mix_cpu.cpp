@@ -13,9 +13,7 @@ int64_t forward_jobs(const Params& p) { return p.B * walks_per_image(p); }
 int64_t backward_jobs(const Params& p) { return rows_of(p).parts(); }
 
 int64_t workspace_bytes(const Params& p) {
-  int64_t bytes = 0;
-  for_dtype(p.dtype, [&](auto x) { bytes = sums_of<decltype(x)>(p).bytes(); });
-  return bytes;
+  return for_dtype(p.dtype, [&](auto x) { return sums_of<decltype(x)>(p).bytes(); });
 }
 
 void forward(const Params& p, int64_t begin, int64_t end) {

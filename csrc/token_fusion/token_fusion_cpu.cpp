@@ -118,9 +118,7 @@ void backward(const Params& p, int64_t begin, int64_t end) {
 }
 
 int64_t workspace_bytes(const Params& p) {
-  int64_t bytes = 0;
-  for_dtype(p.dtype, [&](auto type) { bytes = Panels<decltype(type)>(p).workspace_bytes(); });
-  return bytes;
+  return for_dtype(p.dtype, [&](auto type) { return Panels<decltype(type)>(p).workspace_bytes(); });
 }
 
 void reduce(const Params& p, int64_t begin, int64_t end) {
