@@ -1,42 +1,26 @@
-// Window attention with abstract tokens on the CPU: chunks to windows and heads. Compiled per
-// instruction set.
-#include "cpu_backward_window.h"
-#include "cpu_forward_window.h"
+// Window attention with abstract tokens on the CPU: the table of one instruction set, and float64.
+#include "cpu_run.h"
 
 namespace hybrid {
 namespace HYBRID_ISA {
 namespace {
 
-// Every head of every window of a chunk; fetches what the next one will need.
-template <class T, class Work>
-void run(Work& work, const Params& p, const ChunkPlan& plan, int64_t chunk) {
-  const int first = plan.first_head(chunk), end = plan.end_head(chunk);
-  for (int64_t number = plan.first_window(chunk); number < plan.end_window(chunk); ++number) {
-    const Window window(p, number);
-    const bool is_last = number + 1 == plan.end_window(chunk);
-    const Window next(p, is_last ? number : number + 1);
-    for (int head = first; head < end; ++head) {
-      work.begin(window, head);
-      if constexpr (!std::is_same_v<T, double>)
-        head + 1 < end ? work.prefetch(window, head + 1) : work.prefetch(next, first);
-      work.run(window, head);
-    }
-  }
-}
-
 int64_t chunks(const Params& p) { return ChunkPlan(p).chunks(); }
 
 void forward(const Params& p, int64_t chunk_begin, int64_t chunk_end) {
-  by_element(p.dtype, [&](auto element) {
-    using T = decltype(element);
-    const ChunkPlan plan(p);
-    ForwardWindow<T> work(p);
-    for (int64_t chunk = chunk_begin; chunk < chunk_end; ++chunk) run<T>(work, p, plan, chunk);
-  });
+  switch (p.dtype) {
+    case DType::f32:
+      return attention_forward<float>(p, chunk_begin, chunk_end);
+    case DType::bf16:
+      return attention_forward<bf16>(p, chunk_begin, chunk_end);
+    case DType::f16:
+      return attention_forward<f16>(p, chunk_begin, chunk_end);
+    case DType::f64:
+      return run_forward<double>(p, chunk_begin, chunk_end);
+  }
 }
 
 bool wants_sums(const Params& p) { return p.grad_token || p.grad_pad_kv; }
-int64_t sum_count(const Params& p) { return int64_t{kSumParts} * p.h * p.d; }
 
 int64_t workspace_bytes(const Params& p) {
   if (!wants_sums(p)) return 0;
@@ -44,17 +28,16 @@ int64_t workspace_bytes(const Params& p) {
 }
 
 void backward(const Params& p, int64_t chunk_begin, int64_t chunk_end) {
-  by_element(p.dtype, [&](auto element) {
-    using T = decltype(element);
-    const ChunkPlan plan(p);
-    BackwardWindow<T> work(p);
-    auto* const sums = static_cast<Statistic<T>*>(p.workspace);
-    for (int64_t chunk = chunk_begin; chunk < chunk_end; ++chunk) {
-      work.begin_chunk(sums ? sums + plan.part(chunk) * sum_count(p) : nullptr,
-                       plan.first_head(chunk), plan.end_head(chunk));
-      run<T>(work, p, plan, chunk);
-    }
-  });
+  switch (p.dtype) {
+    case DType::f32:
+      return attention_backward<float>(p, chunk_begin, chunk_end);
+    case DType::bf16:
+      return attention_backward<bf16>(p, chunk_begin, chunk_end);
+    case DType::f16:
+      return attention_backward<f16>(p, chunk_begin, chunk_end);
+    case DType::f64:
+      return run_backward<double>(p, chunk_begin, chunk_end);
+  }
 }
 
 // The sum over the parts, in ascending order.

@@ -1,7 +1,7 @@
-// Single-query attention on the CPU: blocks of tokens, then their merger. Compiled per instruction
-// set. float64 needs no blocks: its launches do whole images in the merger.
-#include "cpu_block.h"
+// Single-query attention on the CPU: the table of one instruction set, the merger of the blocks,
+// and float64, which needs no blocks: its launches do whole images in the merger.
 #include "cpu_double.h"
+#include "cpu_run.h"
 
 namespace hybrid {
 namespace HYBRID_ISA {
@@ -27,31 +27,8 @@ int64_t backward_workspace(const Params& p) {
   return p.B * token_blocks(p) * p.h * p.G * p.d * int64_t{sizeof(float)};
 }
 
-// Whether tokens are multiplied in pairs of channels, of tokens and of queries. For fewer queries,
-// or where a head has no more channels than a vector of floats, pairs cost what they save.
-[[maybe_unused]] bool takes_pairs(const Params& p) {
-  return p.dtype == DType::bf16 && p.G >= 4 && p.d > kLanes;
-}
-
-// call(the tokens), whose arithmetic follows from the shape and the data type
-template <class Call>
-void by_arithmetic(const Params& p, Call call) {
-#if defined(__AVX512BF16__)
-  if (takes_pairs(p)) {
-    TokenBlock<bf16, Bf16Arith> tokens(p);
-    return call(tokens);
-  }
-#endif
-  by_dtype(p, [&](auto type) {
-    TokenBlock<decltype(type), FloatArith> tokens(p);
-    call(tokens);
-  });
-}
-
 void forward(const Params& p, int64_t begin, int64_t end) {
-  by_arithmetic(p, [&](auto& tokens) {
-    for (int64_t block = begin; block < end; ++block) tokens.forward(block);
-  });
+  by_dtype(p, [&](auto type) { attention_forward<decltype(type)>(p, begin, end); });
 }
 
 // The blocks of an image, head and query in ascending order, relative to their largest score.
@@ -88,9 +65,7 @@ void merge(const Params& p, int64_t begin, int64_t end) {
 }
 
 void backward(const Params& p, int64_t begin, int64_t end) {
-  by_arithmetic(p, [&](auto& tokens) {
-    for (int64_t block = begin; block < end; ++block) tokens.backward(block);
-  });
+  by_dtype(p, [&](auto type) { attention_backward<decltype(type)>(p, begin, end); });
 }
 
 // The gradient of an image's queries, or of all images' shared ones, from its blocks in order.

@@ -1,7 +1,7 @@
 // Which code attends to data of which type.
 #pragma once
 
-#include <utility>
+#include <type_traits>
 
 #include "cpu_double.h"
 
@@ -24,21 +24,6 @@ using ForwardKernel =
 template <class T>
 using BackwardKernel =
     std::conditional_t<std::is_same_v<T, double>, DoubleBackward, BackwardTiles<ArithOf<T>, T>>;
-
-// call(a value of the element type).
-template <class Call>
-auto by_element(DType dtype, const Call& call) {
-  switch (dtype) {
-    case DType::f32:
-      return call(float());
-    case DType::bf16:
-      return call(bf16());
-    case DType::f16:
-      return call(f16());
-    default:
-      return call(double());
-  }
-}
 
 }  // namespace
 }  // namespace HYBRID_ISA
