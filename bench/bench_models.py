@@ -79,7 +79,7 @@ MODELS = (
     "mhvn",
 )
 # Batch and size: as for classification, and ragged as for dense prediction.
-SHAPES = {"cpu": ((4, (224, 224)), (1, (256, 320))), "cuda": ((64, (224, 224)), (4, (800, 1333)))}
+SHAPES = {"cpu": ((8, (224, 224)), (1, (256, 320))), "cuda": ((64, (224, 224)), (4, (800, 1333)))}
 DTYPES = {"cpu": (torch.float32,), "cuda": (torch.bfloat16, torch.float32)}
 QUICK_SHAPES = ((1, (224, 224)),)
 AGREEMENT_IMAGES = 3
