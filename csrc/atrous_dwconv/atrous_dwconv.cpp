@@ -58,9 +58,7 @@ std::vector<Tensor> forward_cpu(Tensor x, Tensor weight, std::vector<int64_t> di
   Inputs inputs;
   p.x = inputs.map(x);
   p.weight = inputs.parameter(weight);
-  const AtrousDwconvCpu& kernels = cpu_table<AtrousDwconvCpu>();
-  torch::stable::parallel_for(0, kernels.jobs(p), 1,
-                              [&](int64_t begin, int64_t end) { kernels.forward(p, begin, end); });
+  run_forward<AtrousDwconvCpu>(p);
   return maps;
 }
 
@@ -85,11 +83,7 @@ std::tuple<Tensor, Tensor> backward_cpu(std::vector<Tensor> grads, Tensor x, Ten
   p.weight = inputs.parameter(weight);
   if (need_x) p.grad_x = output_map(grad_x);
   if (need_weight) p.grad_weight = grad_weight.mutable_data_ptr();
-  const AtrousDwconvCpu& kernels = cpu_table<AtrousDwconvCpu>();
-  const Tensor workspace = new_workspace(x, kernels.workspace_bytes(p), p.workspace);
-  torch::stable::parallel_for(0, kernels.jobs(p), 1,
-                              [&](int64_t begin, int64_t end) { kernels.backward(p, begin, end); });
-  kernels.reduce(p);
+  run_backward<AtrousDwconvCpu>(p, x);
   return {grad_x, grad_weight};
 }
 

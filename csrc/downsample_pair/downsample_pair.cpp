@@ -56,9 +56,7 @@ std::tuple<Tensor, Tensor> forward_cpu(Tensor x, Tensor weight3, Tensor weight5,
   };
   std::tuple<Tensor, Tensor> maps{output(0), output(1)};
   if (is_empty(x)) return maps;
-  const DownsamplePairCpu& kernels = cpu_table<DownsamplePairCpu>();
-  torch::stable::parallel_for(0, kernels.jobs(p), 1,
-                              [&](int64_t begin, int64_t end) { kernels.forward(p, begin, end); });
+  run_forward<DownsamplePairCpu>(p);
   return maps;
 }
 
@@ -86,18 +84,11 @@ Gradients backward_cpu(Tensor grad1, Tensor grad2, Tensor x, Tensor weight3, Ten
       sums(need_weights, {5, 5, p.C}, p.grad_weight[1]), sums(need_affine, {p.C}, p.grad_scale),
       sums(need_affine, {p.C}, p.grad_shift)};
   if (is_empty(x)) {
-    torch::stable::zero_(std::get<1>(gradients));
-    torch::stable::zero_(std::get<2>(gradients));
-    torch::stable::zero_(std::get<3>(gradients));
-    torch::stable::zero_(std::get<4>(gradients));
+    zero_all(gradients);
     return gradients;
   }
   if (need_x) p.grad_x = output_map(std::get<0>(gradients));
-  const DownsamplePairCpu& kernels = cpu_table<DownsamplePairCpu>();
-  const Tensor workspace = new_workspace(x, kernels.workspace_bytes(p), p.workspace);
-  torch::stable::parallel_for(0, kernels.jobs(p), 1,
-                              [&](int64_t begin, int64_t end) { kernels.backward(p, begin, end); });
-  kernels.reduce(p);
+  run_backward<DownsamplePairCpu>(p, x);
   return gradients;
 }
 

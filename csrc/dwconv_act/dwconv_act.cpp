@@ -46,9 +46,7 @@ Tensor forward_cpu(Tensor x, Tensor weight, Parameter bias, std::string act) {
   p.weight = inputs.parameter(weight);
   p.bias = inputs.parameter(bias);
   p.y = output_map(y);
-  const DwconvActCpu& kernels = cpu_table<DwconvActCpu>();
-  torch::stable::parallel_for(0, kernels.jobs(p), 1,
-                              [&](int64_t begin, int64_t end) { kernels.forward(p, begin, end); });
+  run_forward<DwconvActCpu>(p);
   return y;
 }
 
@@ -63,8 +61,7 @@ std::tuple<Tensor, Tensor, Tensor> backward_cpu(Tensor grad, Tensor x, Tensor we
   const Tensor grad_bias = new_parameter_gradient(x, need_bias, {p.C});
   std::tuple<Tensor, Tensor, Tensor> gradients{grad_x, grad_weight, grad_bias};
   if (is_empty(x)) {
-    torch::stable::zero_(std::get<1>(gradients));
-    torch::stable::zero_(std::get<2>(gradients));
+    zero_all(gradients);
     return gradients;
   }
   Inputs inputs;
@@ -75,11 +72,7 @@ std::tuple<Tensor, Tensor, Tensor> backward_cpu(Tensor grad, Tensor x, Tensor we
   if (need_x) p.grad_x = output_map(grad_x);
   if (need_weight) p.grad_weight = grad_weight.mutable_data_ptr();
   if (need_bias) p.grad_bias = grad_bias.mutable_data_ptr();
-  const DwconvActCpu& kernels = cpu_table<DwconvActCpu>();
-  const Tensor workspace = new_workspace(x, kernels.workspace_bytes(p), p.workspace);
-  torch::stable::parallel_for(0, kernels.jobs(p), 1,
-                              [&](int64_t begin, int64_t end) { kernels.backward(p, begin, end); });
-  kernels.reduce(p);
+  run_backward<DwconvActCpu>(p, x);
   return gradients;
 }
 

@@ -88,9 +88,7 @@ Tensor forward_cpu(Tensor x, Tensor w3, Tensor b3, Tensor w5, Tensor b5, Tensor 
   const Tensor kept3 = set_branch(p.branch[0], three, inputs);
   const Tensor kept5 = set_branch(p.branch[1], five, inputs);
   p.y = output_map(y);
-  const GroupPropagateCpu& kernels = cpu_table<GroupPropagateCpu>();
-  torch::stable::parallel_for(0, kernels.jobs(p), 1,
-                              [&](int64_t begin, int64_t end) { kernels.forward(p, begin, end); });
+  run_forward<GroupPropagateCpu>(p);
   return y;
 }
 
@@ -111,10 +109,7 @@ Gradients backward_cpu(Tensor grad, Tensor x, Tensor w3, Tensor b3, Tensor w5, T
                       new_gradient(kv3, need_kv, first.grad_kv),
                       new_gradient(kv5, need_kv, second.grad_kv)};
   if (is_empty(x)) {
-    torch::stable::zero_(std::get<1>(gradients));
-    torch::stable::zero_(std::get<2>(gradients));
-    torch::stable::zero_(std::get<3>(gradients));
-    torch::stable::zero_(std::get<4>(gradients));
+    zero_all(gradients);
     return gradients;
   }
   if (!(need_x || need_conv || need_kv)) return gradients;
@@ -124,11 +119,7 @@ Gradients backward_cpu(Tensor grad, Tensor x, Tensor w3, Tensor b3, Tensor w5, T
   const Tensor kept3 = set_branch(first, three, inputs);
   const Tensor kept5 = set_branch(second, five, inputs);
   if (need_x) p.grad_x = output_map(grad_x);
-  const GroupPropagateCpu& kernels = cpu_table<GroupPropagateCpu>();
-  const Tensor workspace = new_workspace(x, kernels.workspace_bytes(p), p.workspace);
-  torch::stable::parallel_for(0, kernels.jobs(p), 1,
-                              [&](int64_t begin, int64_t end) { kernels.backward(p, begin, end); });
-  kernels.reduce(p);
+  run_backward<GroupPropagateCpu>(p, x);
   return gradients;
 }
 

@@ -22,7 +22,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(hybrid, m) {
 namespace hybrid {
 namespace {
 
-constexpr const char* kOp = "value_conv";
+constexpr const char *kOp = "value_conv", *kOut = "out";
 
 ValueConvParams checked_params(Inputs& inputs, const Tensor& out, const Tensor& v,
                                const Tensor& weight, const Tensor& bias, const Parameter& scale,
@@ -34,10 +34,10 @@ ValueConvParams checked_params(Inputs& inputs, const Tensor& out, const Tensor& 
   p.H = out.size(1);
   p.W = out.size(2);
   p.C = out.size(3);
-  check_like(kOp, "v", v, out);
-  check_parameter(kOp, "weight", weight, {3, 3, p.C}, "(3, 3, C)", out);
-  check_parameter(kOp, "bias", bias, {p.C}, "(C,)", out);
-  check_affine(kOp, scale, shift, p.C, out);
+  check_like(kOp, "v", v, out, kOut);
+  check_parameter(kOp, "weight", weight, {3, 3, p.C}, "(3, 3, C)", out, kOut);
+  check_parameter(kOp, "bias", bias, {p.C}, "(C,)", out, kOut);
+  check_affine(kOp, scale, shift, p.C, out, kOut);
   p.out = inputs.map(out);
   p.v = inputs.map(v);
   p.weight = inputs.parameter(weight);
@@ -54,9 +54,7 @@ Tensor forward_cpu(Tensor out, Tensor v, Tensor weight, Tensor bias, Parameter s
   const Tensor y = empty_like_type(out, {p.B, p.H, p.W, p.C}, out.scalar_type());
   if (is_empty(y)) return y;
   p.y = output_map(y);
-  const ValueConvCpu& kernels = cpu_table<ValueConvCpu>();
-  torch::stable::parallel_for(0, kernels.jobs(p), 1,
-                              [&](int64_t begin, int64_t end) { kernels.forward(p, begin, end); });
+  run_forward<ValueConvCpu>(p);
   return y;
 }
 
@@ -67,7 +65,7 @@ Gradients backward_cpu(Tensor grad, Tensor out, Tensor v, Tensor weight, Tensor 
                        bool need_parameters, bool need_affine) {
   Inputs inputs;
   ValueConvParams p = checked_params(inputs, out, v, weight, bias, scale, shift);
-  check_like(kOp, "grad", grad, out);
+  check_like(kOp, "grad", grad, out, kOut);
   check(!need_affine || scale, kOp, "_backward: need_affine is true but scale is None");
   p.grad = inputs.map(grad);
   const auto sums = [&](bool needed, const std::vector<int64_t>& shape, void*& data) {
@@ -80,19 +78,12 @@ Gradients backward_cpu(Tensor grad, Tensor out, Tensor v, Tensor weight, Tensor 
                       sums(need_affine, {p.C}, p.grad_scale),
                       sums(need_affine, {p.C}, p.grad_shift)};
   if (is_empty(out)) {
-    torch::stable::zero_(std::get<2>(gradients));
-    torch::stable::zero_(std::get<3>(gradients));
-    torch::stable::zero_(std::get<4>(gradients));
-    torch::stable::zero_(std::get<5>(gradients));
+    zero_all(gradients);
     return gradients;
   }
   if (need_out) p.grad_out = output_map(std::get<0>(gradients));
   if (need_v) p.grad_v = output_map(std::get<1>(gradients));
-  const ValueConvCpu& kernels = cpu_table<ValueConvCpu>();
-  const Tensor workspace = new_workspace(out, kernels.workspace_bytes(p), p.workspace);
-  torch::stable::parallel_for(0, kernels.jobs(p), 1,
-                              [&](int64_t begin, int64_t end) { kernels.backward(p, begin, end); });
-  kernels.reduce(p);
+  run_backward<ValueConvCpu>(p, out);
   return gradients;
 }
 

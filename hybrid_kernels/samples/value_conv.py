@@ -64,7 +64,7 @@ BAD_CALLS = (
     _bad("rank", r"out has shape .*\(B, H, W, C\)", out=lambda x: x[0]),
     _bad("no_pixel", "out has shape .*at least one pixel", out=lambda x: x[:, :0]),
     _bad("integers", "out has .*expected float32", out=lambda x: x.int()),
-    _bad("v_shape", r"v has shape .*\(2, 4, 4, 8\)", v=lambda v: v[:, :3]),
+    _bad("v_shape", r"v has shape .*\(2, 4, 4, 8\) = \(B, H, W, C\), as out", v=lambda v: v[:, :3]),
     _bad("v_dtype", "v has .*float16", v=lambda v: v.half()),
     _bad("weight_shape", r"weight has shape .*\(3, 3, 8\)", weight=lambda w: w.permute(2, 0, 1)),
     _bad("bias_dtype", "bias has .*float16", bias=lambda b: b.half()),

@@ -4,8 +4,10 @@
 
 #include <deque>
 #include <string>
+#include <tuple>
 
 #include "../activation.h"
+#include "../cpu_isa.h"
 #include "../tensors.h"
 #include "map.h"
 
@@ -28,29 +30,31 @@ inline void check_pixels(const char* op, const Tensor& x) {
         INT32_MAX / 2, ": split the batch");
 }
 
-// A map of the shape, dtype and device of x.
-inline void check_like(const char* op, const char* name, const Tensor& t, const Tensor& x) {
-  check_shape(op, name, t, {x.size(0), x.size(1), x.size(2), x.size(3)}, "(B, H, W, C), as x");
+// A map of the shape, dtype and device of x, which the op may call otherwise.
+inline void check_like(const char* op, const char* name, const Tensor& t, const Tensor& x,
+                       const char* name_of_x = "x") {
+  const std::string meaning = std::string("(B, H, W, C), as ") + name_of_x;
+  check_shape(op, name, t, shape_of(x), meaning.c_str());
   check_dtype(op, name, t, x.scalar_type());
-  check_same_device(op, name, t, "x", x);
+  check_same_device(op, name, t, name_of_x, x);
 }
 
 // A parameter: float32, or float64 beside float64.
 inline void check_parameter(const char* op, const char* name, const Tensor& t,
-                            const std::vector<int64_t>& shape, const char* meaning,
-                            const Tensor& x) {
+                            const std::vector<int64_t>& shape, const char* meaning, const Tensor& x,
+                            const char* name_of_x = "x") {
   check_shape(op, name, t, shape, meaning);
   check_dtype(op, name, t, accumulate_type(x.scalar_type()));
-  check_same_device(op, name, t, "x", x);
+  check_same_device(op, name, t, name_of_x, x);
 }
 
 // A folded norm (C,): both or neither.
 inline void check_affine(const char* op, const Parameter& scale, const Parameter& shift, int64_t C,
-                         const Tensor& x) {
+                         const Tensor& x, const char* name_of_x = "x") {
   check(scale.has_value() == shift.has_value(), op, ": scale and shift must both be given or both",
         " be None; ", scale ? "shift" : "scale", " is None");
-  if (scale) check_parameter(op, "scale", *scale, {C}, "(C,)", x);
-  if (shift) check_parameter(op, "shift", *shift, {C}, "(C,)", x);
+  if (scale) check_parameter(op, "scale", *scale, {C}, "(C,)", x, name_of_x);
+  if (shift) check_parameter(op, "shift", *shift, {C}, "(C,)", x, name_of_x);
 }
 
 inline Activation activation_of(const char* op, const std::string& act) {
@@ -95,6 +99,29 @@ inline Tensor new_map_gradient(const Tensor& x, bool needed) {
 inline Tensor new_parameter_gradient(const Tensor& x, bool needed,
                                      const std::vector<int64_t>& shape) {
   return new_gradient(x, needed, shape, accumulate_type(x.scalar_type()));
+}
+
+// Gradients of maps without a pixel.
+template <class... Tensors>
+void zero_all(std::tuple<Tensors...>& gradients) {
+  std::apply([](auto&... grad) { (torch::stable::zero_(grad), ...); }, gradients);
+}
+
+// Kernels whose work is cut into jobs by the shape, and whose backward leaves sums to be reduced.
+template <class Kernels, class Params>
+void run_forward(const Params& p) {
+  const Kernels& kernels = cpu_table<Kernels>();
+  torch::stable::parallel_for(0, kernels.jobs(p), 1,
+                              [&](int64_t begin, int64_t end) { kernels.forward(p, begin, end); });
+}
+
+template <class Kernels, class Params>
+void run_backward(Params& p, const Tensor& like) {
+  const Kernels& kernels = cpu_table<Kernels>();
+  const Tensor workspace = new_workspace(like, kernels.workspace_bytes(p), p.workspace);
+  torch::stable::parallel_for(0, kernels.jobs(p), 1,
+                              [&](int64_t begin, int64_t end) { kernels.backward(p, begin, end); });
+  kernels.reduce(p);
 }
 
 }  // namespace hybrid
