@@ -1,8 +1,45 @@
 """Modules and op tables that put the fused ops into a model."""
 
-from .atrous_attention import AtrousAttention
 from .dwconv_qkv import dwconv_qkv
 from .fused import FUSED, fused_ops, is_fused
-from .region_mixer import RegionMixer
+from .modules import (
+    MSCSA,
+    AbstractTokenAttention,
+    AtrousAttention,
+    AtrousInvertedResidual,
+    ConvAttention,
+    ConvFeedForward,
+    CrossScaleAttention,
+    CvTAttention,
+    DynamicBranch,
+    GlobalAttention,
+    Injection,
+    MCGAttention,
+    PartialAttention,
+    RegionMixer,
+    StaticBranch,
+    WindowAttention,
+)
 
-__all__ = ["FUSED", "AtrousAttention", "RegionMixer", "dwconv_qkv", "fused_ops", "is_fused"]
+__all__ = [
+    "FUSED",
+    "MSCSA",
+    "AbstractTokenAttention",
+    "AtrousAttention",
+    "AtrousInvertedResidual",
+    "ConvAttention",
+    "ConvFeedForward",
+    "CrossScaleAttention",
+    "CvTAttention",
+    "DynamicBranch",
+    "GlobalAttention",
+    "Injection",
+    "MCGAttention",
+    "PartialAttention",
+    "RegionMixer",
+    "StaticBranch",
+    "WindowAttention",
+    "dwconv_qkv",
+    "fused_ops",
+    "is_fused",
+]
