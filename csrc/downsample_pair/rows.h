@@ -159,9 +159,9 @@ class Worker {
       const int64_t centre = o * kStride;
       if (!p_.grad_weight[k] || centre < job.row_begin || centre >= job.row_end) return;
       fill_normed(job, image, centre + kHalf);
-      correlate_row<T, kScaleSide[k]>(ScaleWindow<k>(normed_, centre, width_, kStride),
-                                      p_.columns(k), to, sums_.at(job) + term * sums_.row,
-                                      sums_.row);
+      correlate_row_as<T, kScaleSide[k], false>(ScaleWindow<k>(normed_, centre, width_, kStride),
+                                                p_.columns(k), to, sums_.at(job) + term * sums_.row,
+                                                sums_.row);
     });
   }
 

@@ -57,7 +57,7 @@ class Worker {
         T* y = p_.y.row<T>(image, i, job.channel);
         const Ahead<T> next(p_.x, p_.H, image, i + 2, job.channel);
         const Scalar* bias = bias_.data();
-        convolve_row<T, kSide>(
+        convolve_row_as<T, kSide, true>(
             Window3(x_, i, width_), p_.W, taps_.data(), job.channels,
             [=, C = p_.C](int64_t j, int64_t c, auto lanes, V t) __attribute__((always_inline)) {
               next.fetch(j, c);
@@ -89,17 +89,8 @@ class Worker {
             add_sums(sums, job, image, row, to);
         });
         if (!p_.grad_x.data) continue;
-        T* dx = p_.grad_x.row<T>(image, i, job.channel);
-        const Ahead<T> next(p_.grad, p_.H, image, i + 2, job.channel);
-        const Ahead<T> next_x(p_.x, p_.H, image, i + 2, job.channel);
-        convolve_row<T, kSide>(Window3(dt, i, width_), p_.W, turned.data(), job.channels,
-                               [=, C = p_.C](int64_t j, int64_t c, auto lanes, V sum)
-                                   __attribute__((always_inline)) {
-                                     next.fetch(j, c);
-                                     if (std::is_same_v<Act, NoActivation>)
-                                       next_x.fetch(j, c);  // else in fill_dt
-                                     stream_lanes(dx + j * C + c, sum, lanes, streams);
-                                   });
+        constexpr bool kFetchesX = std::is_same_v<Act, NoActivation>;  // else fill_dt does
+        store_dx<kFetchesX>(Window3(dt, i, width_), turned, job, image, i, streams);
       }
     });
     stream_fence();
@@ -130,12 +121,19 @@ class Worker {
   template <class Act>
   void fill_dt(const Job& job, int64_t image, int64_t row, Scalar* to) {
     const T* grad = p_.grad.row<T>(image, row, job.channel);
-    if (std::is_same_v<Act, NoActivation>)
+    if constexpr (std::is_same_v<Act, NoActivation>)
       return load_row(grad, p_.grad.stride[2], p_.W, job.channels, to, width_, Identity{});
+    else
+      fill_slopes<Act>(grad, job, image, row, to);
+  }
+
+  // The same, where the activation's slope depends on the sum of taps times what they see.
+  template <class Act>
+  void fill_slopes(const T* grad, const Job& job, int64_t image, int64_t row, Scalar* to) {
     fill_x(job, image, row + 1);
     const Ahead<T> next(p_.x, p_.H, image, row + 2, job.channel);
     const Scalar* bias = bias_.data();
-    convolve_row<T, kSide>(
+    convolve_row_as<T, kSide, true>(
         Window3(x_, row, width_), p_.W, taps_.data(), job.channels,
         [=, step = p_.grad.stride[2], width = width_](int64_t j, int64_t c, auto lanes, V t)
             __attribute__((always_inline)) {
@@ -145,11 +143,27 @@ class Worker {
             });
   }
 
+  // The same for all activations, hence compiled once.
+  template <bool kFetchesX>
+  void store_dx(const Window3& dt, const Taps<Scalar, kSide>& turned, const Job& job, int64_t image,
+                int64_t i, bool streams) const {
+    T* dx = p_.grad_x.row<T>(image, i, job.channel);
+    const Ahead<T> next(p_.grad, p_.H, image, i + 2, job.channel);
+    const Ahead<T> next_x(p_.x, p_.H, image, i + 2, job.channel);
+    convolve_row_as<T, kSide, true>(dt, p_.W, turned.data(), job.channels,
+                                    [=, C = p_.C](int64_t j, int64_t c, auto lanes, V sum)
+                                        __attribute__((always_inline)) {
+                                          next.fetch(j, c);
+                                          if (kFetchesX) next_x.fetch(j, c);
+                                          stream_lanes(dx + j * C + c, sum, lanes, streams);
+                                        });
+  }
+
   void add_sums(const PartSums<T>& sums, const Job& job, int64_t image, int64_t row,
                 const Scalar* dt) {
     if (p_.grad_weight) {
       fill_x(job, image, row + 1);
-      correlate_row<T, kSide>(Window3(x_, row, width_), p_.W, dt, sums.at(job), sums.row);
+      correlate_row_as<T, kSide, true>(Window3(x_, row, width_), p_.W, dt, sums.at(job), sums.row);
     }
     if (p_.grad_bias) add_pixels<T>(dt, p_.W, width_, sums.at(job) + kTaps * sums.row);
   }

@@ -101,22 +101,24 @@ class Backward : Rows<T> {
   void add_sums(int index, const Job& job, int64_t row, const Scalar* grad) {
     const PartSums<T>& sums = sums_.parameters;
     Scalar* to = sums.at(job) + first_term(index) * sums.row;
-    correlate_row<T, K>(Window<Scalar, K>(x_, row, width_), p_.W, grad, to, sums.row);
+    correlate_row_as<T, K, true>(Window<Scalar, K>(x_, row, width_), p_.W, grad, to, sums.row);
     add_pixels<T>(grad, p_.W, width_, to + K * K * sums.row);
   }
 
   void store_row(int64_t image, int64_t i, bool streams) {
     Scalar* sum = grad_x_;
     T* to = p_.grad_x.template row<T>(image, i, 0);
-    convolve_row<T, 3>(Window<Scalar, 3>(grad_three_, i, width_), p_.W, turned_three_.data(), p_.C,
-                       [=, width = width_](int64_t j, int64_t c, auto, V x)
-                           __attribute__((always_inline)) { store(sum + j * width + c, x); });
-    convolve_row<T, 5>(Window<Scalar, 5>(grad_five_, i, width_), p_.W, turned_five_.data(), p_.C,
-                       [=, width = width_, C = p_.C](int64_t j, int64_t c, auto lanes, V x)
-                           __attribute__((always_inline)) {
-                             const V total = x + load(sum + j * width + c);
-                             stream_lanes(to + j * C + c, total, lanes, streams);
-                           });
+    convolve_row_as<T, 3, true>(
+        Window<Scalar, 3>(grad_three_, i, width_), p_.W, turned_three_.data(), p_.C,
+        [=, width = width_](int64_t j, int64_t c, auto, V x)
+            __attribute__((always_inline)) { store(sum + j * width + c, x); });
+    convolve_row_as<T, 5, true>(Window<Scalar, 5>(grad_five_, i, width_), p_.W, turned_five_.data(),
+                                p_.C,
+                                [=, width = width_, C = p_.C](int64_t j, int64_t c, auto lanes, V x)
+                                    __attribute__((always_inline)) {
+                                      const V total = x + load(sum + j * width + c);
+                                      stream_lanes(to + j * C + c, total, lanes, streams);
+                                    });
   }
 
   const Sums<T> sums_;

@@ -157,12 +157,12 @@ class Rows {
       Scalar* to = branch.q + row * p_.W * width_;
       const Scalar* bias = branch.bias;
       const Ahead<T> next(p_.x, p_.H, image, i + row + kHalo + 1, 0);
-      convolve_row<T, K>(Window<Scalar, K>(x_, i + row, width_), p_.W, branch.taps.data(), p_.C,
-                         [=, width = width_](int64_t j, int64_t c, auto, V t)
-                             __attribute__((always_inline)) {
-                               if (K == 3) next.fetch(j, c);
-                               store(to + j * width + c, t + load(bias + c));
-                             });
+      convolve_row_as<T, K, true>(
+          Window<Scalar, K>(x_, i + row, width_), p_.W, branch.taps.data(), p_.C,
+          [=, width = width_](int64_t j, int64_t c, auto, V t) __attribute__((always_inline)) {
+            if (K == 3) next.fetch(j, c);
+            store(to + j * width + c, t + load(bias + c));
+          });
     }
   }
 };

@@ -148,8 +148,14 @@ class Worker {
   // A row of dz, and, of the job's own rows, the sums for the norm.
   void fill_dz(const Job& job, int64_t image, int64_t row, bool is_own, Scalar* to) {
     const T* grad = p_.grad.row<T>(image, row, job.channel);
-    if (!kNorm)
-      return load_row(grad, p_.grad.stride[2], p_.W, job.channels, to, width_, Identity{});
+    if constexpr (kNorm)
+      fill_normed_dz(grad, job, image, row, is_own, to);
+    else
+      load_row(grad, p_.grad.stride[2], p_.W, job.channels, to, width_, Identity{});
+  }
+
+  void fill_normed_dz(const T* grad, const Job& job, int64_t image, int64_t row, bool is_own,
+                      Scalar* to) {
     fill_hidden(job, image, row + 1);
     const bool sums = is_own && p_.grad_scale;
     Scalar* dscale = sums_.at(job) + kScaleTerm * sums_.row;
@@ -178,7 +184,8 @@ class Worker {
     }
     if (!p_.grad_weight) return;
     fill_hidden(job, image, row + 1);
-    correlate_row<T, kSide>(Window3(hidden_, row, width_), p_.W, dz, sums_.at(job), sums_.row);
+    correlate_row_as<T, kSide, true>(Window3(hidden_, row, width_), p_.W, dz, sums_.at(job),
+                                     sums_.row);
     add_pixels<T>(dz, p_.W, width_, sums_.at(job) + kBiasTerm * sums_.row);
   }
 

@@ -5,6 +5,8 @@
 // loads of taps and, where the stencil is dense, of pixels.
 #pragma once
 
+#include <type_traits>
+
 #include "rows.h"
 
 namespace hybrid {
@@ -116,11 +118,15 @@ template <class T, int K, bool kDense, class Emit>
 void convolve_row_as(const Window<typename Arithmetic<T>::Scalar, K>& window, int64_t pixels,
                      const typename Arithmetic<T>::Scalar* taps, int64_t channels,
                      const Emit& emit) {
+  constexpr int kTile = std::is_same_v<T, double> ? 1 : 4;  // pixels; float64 is a check
   int64_t j = 0;
-  for (; j + 4 <= pixels; j += 4) convolve_tile<T, K, 4, kDense>(window, j, taps, channels, emit);
-  if (pixels - j == 3) return convolve_tile<T, K, 3, kDense>(window, j, taps, channels, emit);
-  if (pixels - j == 2) return convolve_tile<T, K, 2, kDense>(window, j, taps, channels, emit);
-  if (pixels - j == 1) return convolve_tile<T, K, 1, kDense>(window, j, taps, channels, emit);
+  for (; j + kTile <= pixels; j += kTile)
+    convolve_tile<T, K, kTile, kDense>(window, j, taps, channels, emit);
+  if constexpr (kTile == 4) {
+    if (pixels - j == 3) return convolve_tile<T, K, 3, kDense>(window, j, taps, channels, emit);
+    if (pixels - j == 2) return convolve_tile<T, K, 2, kDense>(window, j, taps, channels, emit);
+    if (pixels - j == 1) return convolve_tile<T, K, 1, kDense>(window, j, taps, channels, emit);
+  }
 }
 
 template <class T, int K, class Emit>
