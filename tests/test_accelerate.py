@@ -296,6 +296,18 @@ def test_absorbed_queries_are_exchanged_too(name):
     check_equal(outputs(fused, x), outputs(reference, x), 1e-9)
 
 
+@pytest.mark.parametrize("reduce", ["max", "mean"])
+def test_group_convolutions_are_exchanged_too(reduce):
+    torch.manual_seed(0)
+    options = CVT | {"num_classes": 10, "gc": "append", "gc_reduce": reduce}
+    reference = models.create_model("mrl_cvt_13", **options).double()
+    fused = models.accelerate(copy.deepcopy(reference))
+    exchanged = {op for ops in models.accelerated_ops(fused).values() for op in ops}
+    assert "lift_pool" in exchanged
+    x = torch.randn(1, 3, 70, 52, dtype=torch.float64)
+    check_equal(outputs(fused, x), outputs(reference, x), 1e-9)
+
+
 @pytest.mark.parametrize("name", SOFTMAX_FAMILIES)
 def test_every_family_keeps_its_weights_and_returns_to_the_reference(name):
     torch.manual_seed(0)
@@ -329,11 +341,11 @@ def test_folding_alone_is_worth_no_warning(recwarn):
 
 
 def test_a_model_without_fused_ops_says_so():
-    class Lifting(nn.Module):
-        used_ops = ("lift_pool",)
+    class Pointwise(nn.Module):
+        used_ops = ("grouped_pointwise",)
         ops = REFERENCE
 
-    with pytest.warns(UserWarning, match=r"Lifting runs as before: .*\(lift_pool\)"):
-        models.accelerate(Lifting())
+    with pytest.warns(UserWarning, match=r"Pointwise runs as before: .*\(grouped_pointwise\)"):
+        models.accelerate(Pointwise())
     with pytest.warns(UserWarning, match="ResNet runs as before: it calls none of the ops"):
         models.create_model("resnet18", backend="auto")

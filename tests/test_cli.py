@@ -58,7 +58,7 @@ def test_info_tells_the_cheaper_form_of_single_query_attention():
 def test_info_says_which_ops_of_models_stay_reference():
     fused, reference = invoke("info").stdout.split("accelerate exchanges: ")[1].splitlines()[:2]
     assert "atrous_attention" in fused.split(", ")
-    assert "lift_pool" in reference.removeprefix("not fused yet, reference: ").split(", ")
+    assert "grouped_pointwise" in reference.removeprefix("not fused yet, reference: ").split(", ")
 
 
 def test_every_command_documents_its_exit_codes():

@@ -234,6 +234,15 @@ def inject(problem: str) -> None:
     )
 
 
+def lift(problem: str, group: str) -> None:
+    from hybrid_kernels.triton import lift_pool as op
+
+    x, weight = empty(8, 50, 50, 96, dtype=DTYPES[problem]), empty(3, 3, 96)
+    op.lift_pool_backward(
+        op.lift_pool(x, weight, group, "max"), x, weight, group, "max", True, True
+    )
+
+
 def mix_regions(problem: str, needs: tuple[bool, ...] = (True,) * 4) -> None:
     from hybrid_kernels.triton import region_mix as op
 
@@ -274,6 +283,7 @@ CALLS: dict[str, tuple[Call, ...]] = {
     "gated_fuse": (fuse,),
     "group_propagate": (propagate,),
     "inject_fuse": (inject,),
+    "lift_pool": (lambda p: lift(p, "p4"), lambda p: lift(p, "p4m")),
     "mixed_head_attention": (attention_of_mixed_heads,),
     "multiscale_attention": (attention_over_segments,),
     "partial_combine": (combine,),

@@ -14,6 +14,7 @@ from .dwconv_act import dwconv_act
 from .gated_fuse import gated_fuse
 from .group_propagate import group_propagate
 from .inject_fuse import inject_fuse
+from .lift_pool import lift_pool
 from .mixed_head_attention import mixed_head_attention
 from .multiscale_attention import multiscale_attention
 from .partial_combine import partial_combine
@@ -43,6 +44,7 @@ __all__ = [
     "gated_fuse",
     "group_propagate",
     "inject_fuse",
+    "lift_pool",
     "mixed_head_attention",
     "multiscale_attention",
     "partial_combine",
