@@ -1,5 +1,5 @@
 // Window attention with abstract tokens on the CPU: chunks to windows and heads. Compiled per
-// instruction set, and for each element type in a file of its own.
+// instruction set, and for each direction and element type in a file of its own.
 #pragma once
 
 #include "cpu_backward_window.h"
@@ -8,7 +8,7 @@
 namespace hybrid {
 namespace HYBRID_ISA {
 
-// Defined for float, bf16 and f16 in abstract_token_attention_cpu_<type>.cpp.
+// Defined for float, bf16 and f16 in abstract_token_attention_cpu_<direction>_<type>.cpp.
 template <class T>
 void attention_forward(const AbstractTokenAttentionParams& p, int64_t chunk_begin,
                        int64_t chunk_end);

@@ -17,10 +17,8 @@ int64_t workspace_bytes(const Params& p) {
 }
 
 void compute(const Params& p, int64_t begin, int64_t end) {
-  for_dtype(p.windows.dtype, [&](auto type) {
-    FusedWindows<decltype(type)> windows(p);
-    for (int64_t chunk = begin; chunk < end; ++chunk) windows.compute(chunk);
-  });
+  for_dtype(p.windows.dtype,
+            [&](auto type) { conv_attention_fused_compute<decltype(type)>(p, begin, end); });
 }
 
 void reduce(const Params& p) {

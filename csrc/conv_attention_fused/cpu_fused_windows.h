@@ -9,6 +9,11 @@
 
 namespace hybrid {
 namespace HYBRID_ISA {
+
+// For data of T. Each type is compiled in a file of its own, to be rebuilt in seconds.
+template <class T>
+void conv_attention_fused_compute(const ConvAttentionFusedParams& p, int64_t begin, int64_t end);
+
 namespace {
 
 // Windows (of every head) in a chunk of small images; a chunk of the backward has sums of its own.

@@ -14,6 +14,13 @@
 
 namespace hybrid {
 namespace HYBRID_ISA {
+
+// For data of T. Each type is compiled in a file of its own, to be rebuilt in seconds.
+template <class T>
+void mixed_head_attention_forward(const MixedHeadAttentionParams& p, int64_t begin, int64_t end);
+template <class T>
+void mixed_head_attention_backward(const MixedHeadAttentionParams& p, int64_t begin, int64_t end);
+
 namespace {
 
 using Params = MixedHeadAttentionParams;

@@ -1,24 +1,19 @@
 // mixed_head_attention on the CPU: the table of kernels, and the sums over chunks. Compiled once
 // per instruction set.
 #include "cpu_backward.h"
-#include "cpu_forward.h"
 
 namespace hybrid {
 namespace HYBRID_ISA {
 namespace {
 
 void forward(const Params& p, int64_t begin, int64_t end) {
-  for_dtype(p.dtype, [&](auto type) {
-    MixedForward<decltype(type)> panels(p);
-    for (int64_t chunk = begin; chunk < end; ++chunk) panels(chunk);
-  });
+  for_dtype(p.dtype,
+            [&](auto type) { mixed_head_attention_forward<decltype(type)>(p, begin, end); });
 }
 
 void backward(const Params& p, int64_t begin, int64_t end) {
-  for_dtype(p.dtype, [&](auto type) {
-    MixedBackward<decltype(type)> panels(p);
-    for (int64_t chunk = begin; chunk < end; ++chunk) panels(chunk);
-  });
+  for_dtype(p.dtype,
+            [&](auto type) { mixed_head_attention_backward<decltype(type)>(p, begin, end); });
 }
 
 int64_t workspace_bytes(const Params& p) {

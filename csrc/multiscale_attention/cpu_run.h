@@ -1,5 +1,5 @@
 // Multiscale attention on the CPU: chunks to panels and tiles. Compiled per instruction set, and
-// for each element type in a file of its own.
+// for each direction and element type in a file of its own.
 #pragma once
 
 #include "cpu_heads.h"
@@ -7,7 +7,7 @@
 namespace hybrid {
 namespace HYBRID_ISA {
 
-// Defined for float, bf16 and f16 in multiscale_attention_cpu_<type>.cpp.
+// Defined for float, bf16 and f16 in multiscale_attention_cpu_<direction>_<type>.cpp.
 template <class T>
 void attention_forward(const MultiscaleAttentionParams& p, int64_t chunk_begin, int64_t chunk_end);
 template <class T>

@@ -1,14 +1,8 @@
-// Window attention with abstract tokens on the CPU in float32.
+// Window attention with abstract tokens on the CPU: backward in float32.
 #include "cpu_run.h"
 
 namespace hybrid {
 namespace HYBRID_ISA {
-
-template <>
-void attention_forward<float>(const AbstractTokenAttentionParams& p, int64_t chunk_begin,
-                              int64_t chunk_end) {
-  run_forward<float>(p, chunk_begin, chunk_end);
-}
 
 template <>
 void attention_backward<float>(const AbstractTokenAttentionParams& p, int64_t chunk_begin,

@@ -1,4 +1,4 @@
-// Multiscale attention on the CPU in float32.
+// Multiscale attention on the CPU: forward in float32.
 #include "cpu_run.h"
 
 namespace hybrid {
@@ -8,12 +8,6 @@ template <>
 void attention_forward<float>(const MultiscaleAttentionParams& p, int64_t chunk_begin,
                               int64_t chunk_end) {
   run_forward<float>(p, chunk_begin, chunk_end);
-}
-
-template <>
-void attention_backward<float>(const MultiscaleAttentionParams& p, int64_t chunk_begin,
-                               int64_t chunk_end) {
-  run_backward<float>(p, chunk_begin, chunk_end);
 }
 
 }  // namespace HYBRID_ISA

@@ -1,4 +1,4 @@
-// Multiscale attention on the CPU in bfloat16.
+// Multiscale attention on the CPU: forward in bfloat16.
 #include "cpu_run.h"
 
 namespace hybrid {
@@ -8,12 +8,6 @@ template <>
 void attention_forward<bf16>(const MultiscaleAttentionParams& p, int64_t chunk_begin,
                              int64_t chunk_end) {
   run_forward<bf16>(p, chunk_begin, chunk_end);
-}
-
-template <>
-void attention_backward<bf16>(const MultiscaleAttentionParams& p, int64_t chunk_begin,
-                              int64_t chunk_end) {
-  run_backward<bf16>(p, chunk_begin, chunk_end);
 }
 
 }  // namespace HYBRID_ISA

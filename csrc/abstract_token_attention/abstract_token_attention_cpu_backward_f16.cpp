@@ -1,14 +1,8 @@
-// Window attention with abstract tokens on the CPU in float16.
+// Window attention with abstract tokens on the CPU: backward in float16.
 #include "cpu_run.h"
 
 namespace hybrid {
 namespace HYBRID_ISA {
-
-template <>
-void attention_forward<f16>(const AbstractTokenAttentionParams& p, int64_t chunk_begin,
-                            int64_t chunk_end) {
-  run_forward<f16>(p, chunk_begin, chunk_end);
-}
 
 template <>
 void attention_backward<f16>(const AbstractTokenAttentionParams& p, int64_t chunk_begin,

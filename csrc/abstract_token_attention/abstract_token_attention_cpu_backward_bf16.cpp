@@ -1,14 +1,8 @@
-// Window attention with abstract tokens on the CPU in bfloat16.
+// Window attention with abstract tokens on the CPU: backward in bfloat16.
 #include "cpu_run.h"
 
 namespace hybrid {
 namespace HYBRID_ISA {
-
-template <>
-void attention_forward<bf16>(const AbstractTokenAttentionParams& p, int64_t chunk_begin,
-                             int64_t chunk_end) {
-  run_forward<bf16>(p, chunk_begin, chunk_end);
-}
 
 template <>
 void attention_backward<bf16>(const AbstractTokenAttentionParams& p, int64_t chunk_begin,

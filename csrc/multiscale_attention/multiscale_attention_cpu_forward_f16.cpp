@@ -1,4 +1,4 @@
-// Multiscale attention on the CPU in float16.
+// Multiscale attention on the CPU: forward in float16.
 #include "cpu_run.h"
 
 namespace hybrid {
@@ -8,12 +8,6 @@ template <>
 void attention_forward<f16>(const MultiscaleAttentionParams& p, int64_t chunk_begin,
                             int64_t chunk_end) {
   run_forward<f16>(p, chunk_begin, chunk_end);
-}
-
-template <>
-void attention_backward<f16>(const MultiscaleAttentionParams& p, int64_t chunk_begin,
-                             int64_t chunk_end) {
-  run_backward<f16>(p, chunk_begin, chunk_end);
 }
 
 }  // namespace HYBRID_ISA

@@ -1,0 +1,14 @@
+// Window attention with abstract tokens on the CPU: forward in bfloat16.
+#include "cpu_run.h"
+
+namespace hybrid {
+namespace HYBRID_ISA {
+
+template <>
+void attention_forward<bf16>(const AbstractTokenAttentionParams& p, int64_t chunk_begin,
+                             int64_t chunk_end) {
+  run_forward<bf16>(p, chunk_begin, chunk_end);
+}
+
+}  // namespace HYBRID_ISA
+}  // namespace hybrid
