@@ -35,9 +35,6 @@ TENSOR_CORE_KERNELS = {
     "single_query_attention": ["forward", "backward"],
 }
 
-# One worker: the compiled objects are shared.
-pytestmark = pytest.mark.xdist_group("cuda_compile")
-
 
 @dataclass(frozen=True)
 class Kernel:

@@ -32,9 +32,6 @@ CAUGHT_BY = {
 }
 CAUGHT = [(bug, where, text) for bug, found in CAUGHT_BY.items() for where, text in found]
 
-# One worker: what is built is shared, and so is HYBRID_EMU_ORDER.
-pytestmark = pytest.mark.xdist_group("host_cuda")
-
 
 @pytest.fixture(scope="module")
 def selftest() -> ModuleType:

@@ -22,9 +22,6 @@ ROOT = Path(__file__).resolve().parent.parent
 SITE_PACKAGES = Path(sysconfig.get_path("purelib"))
 SECONDS_TO_REFUSE = 30  # of a loaded machine; 3 on a quiet one
 
-# One worker, where the scheduler honours groups: the tests share the wheel.
-pytestmark = pytest.mark.xdist_group("packaging")
-
 
 def run(*command: object, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run without what the surrounding suite may have put into the environment."""

@@ -4,9 +4,10 @@
     python tests/host_cuda/run.py tsan --order 7 -- -m pytest tests/test_atrous_attention.py -k f32
 
 Builds the library, sets HYBRID_KERNELS_LIBRARY and HYBRID_EMU_ORDER (in which order threads take
-their turns: fwd, rev or a seed) and runs Python with the arguments behind `--`. Exit status: that
-of Python, or 1 when a sanitizer found something; its report is printed at the end, because a test
-runner may have swallowed it. Where the CUDA headers are missing it says so and exits with 0.
+their turns: fwd, rev or a seed; of several, as in rev,1,2, pytest runs every test in each) and runs
+Python with the arguments behind `--`. Exit status: that of Python, or 1 when a sanitizer found
+something; its report is printed at the end, because a test runner may have swallowed it. Where the
+CUDA headers are missing it says so and exits with 0.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ def main() -> int:
         usage="run.py VARIANT [--order ORDER] [-- python-arguments...]",
     )
     parser.add_argument("variant", choices=list(build.VARIANTS))
-    parser.add_argument("--order", default="fwd", help="fwd, rev or a seed; default fwd")
+    parser.add_argument("--order", default="fwd", help="fwd, rev or a seed; or several: rev,1,2")
     options = parser.parse_args(own)
     try:
         library = build.build_library(options.variant)
