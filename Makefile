@@ -76,8 +76,11 @@ $(VENV)/.nvcc: $(VENV)/.installed
 build: $(VENV)/.installed
 	@$(BIN)/python csrc/build.py
 
-# A demonstration needs the instruction set of this machine alone; the tests build the others, too.
+# A demonstration needs what this machine can run: its instruction set, and CUDA code only for a GPU
+# that is there. The tests, `make build`, `make wheel` and `pip install` build everything.
 demo: export HYBRID_CPU_ISAS ?= native
+demo: export HYBRID_CUDA ?= $(if $(GPU),auto,0)
+demo: export HYBRID_CUDA_ARCHS ?= native
 demo: build
 	$(BIN)/hybrid-kernels demo
 

@@ -17,9 +17,9 @@ torch is never imported: only its headers and libraries are used, and only its s
 library serves every Python and every torch >= 2.10.
 
 Environment: CXX, CUDA_HOME, HYBRID_TORCH_DIR (the folder of the torch package),
-HYBRID_CUDA=auto|0|1, HYBRID_CUDA_ARCHS="80;90;100", MAX_JOBS,
-HYBRID_CPU_ISAS="avx2;avx512_bf16" (with the baseline; fewer compile sooner) or "native" (the
-highest of this machine).
+HYBRID_CUDA=auto|0|1, MAX_JOBS. Fewer of these compile sooner, "native" are those of this machine:
+HYBRID_CUDA_ARCHS="80;90;100" or "native", HYBRID_CPU_ISAS="avx2;avx512_bf16" or "native"; the
+baseline is always there.
 """
 
 from __future__ import annotations
@@ -176,13 +176,28 @@ def find_cuda() -> Cuda | None:
 
 def _cuda_archs(nvcc: str) -> list[str]:
     """HYBRID_CUDA_ARCHS, or those of the usual ones that this nvcc knows."""
-    if named := os.environ.get("HYBRID_CUDA_ARCHS"):
+    named = os.environ.get("HYBRID_CUDA_ARCHS")
+    if named and named != "native":
         archs = named.split(";")
         if not all(re.fullmatch(r"\d{2,3}[af]?", arch) for arch in archs):
-            raise BuildError(f"HYBRID_CUDA_ARCHS={named}: expected numbers, as in 80;90;100.")
+            message = "expected native or numbers, as in 80;90;100."
+            raise BuildError(f"HYBRID_CUDA_ARCHS={named}: {message}")
         return archs
-    known = _output([nvcc, "--list-gpu-code"]).split()
-    return [arch for arch in CUDA_ARCHS if f"sm_{arch}" in known]
+    known = re.findall(r"sm_(\d+)", _output([nvcc, "--list-gpu-code"]))
+    usual = [arch for arch in CUDA_ARCHS if arch in known]
+    mine = gpu_archs() if named else []
+    # A GPU that nvcc or the kernels do not know may still run the usual ones' PTX.
+    is_known = mine and all(arch in known and int(arch) >= int(usual[0]) for arch in mine)
+    return mine if is_known else usual
+
+
+def gpu_archs() -> list[str]:
+    """The architectures of the GPUs in this machine: none without a driver."""
+    if shutil.which("nvidia-smi") is None:
+        return []
+    capabilities = _output(["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"])
+    found = re.findall(r"^(\d+)\.(\d)$", capabilities, re.MULTILINE)
+    return sorted({major + minor for major, minor in found}, key=int)
 
 
 def _output(command: list[str]) -> str:

@@ -201,6 +201,26 @@ def test_cuda_asked_for_without_nvcc_is_refused(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize(
+    ("capabilities", "archs"),
+    [
+        ("9.0\n9.0\n", ["90"]),
+        ("9.0\n8.6\n", ["86", "90"]),
+        ("7.5\n", ["80", "90"]),
+        ("99.0\n", ["80", "90"]),
+        ("NVIDIA-SMI has failed because it could not communicate with the driver", ["80", "90"]),
+    ],
+    ids=["alike", "different", "too old", "unknown", "no driver"],
+)
+def test_native_archs_are_those_of_the_gpus(monkeypatch, capabilities: str, archs: list[str]):
+    build = build_module()
+    monkeypatch.setenv("HYBRID_CUDA_ARCHS", "native")
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+    answers = {"nvcc": "sm_75\nsm_80\nsm_86\nsm_90\n", "nvidia-smi": capabilities}
+    monkeypatch.setattr(build, "_output", lambda command: answers[command[0]])
+    assert build._cuda_archs("nvcc") == archs
+
+
+@pytest.mark.parametrize(
     ("variable", "value", "message"),
     [
         ("HYBRID_CUDA", "yes", "HYBRID_CUDA=yes: expected auto, 0 or 1"),
