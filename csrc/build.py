@@ -39,6 +39,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # however this file is loaded
 from instruction_sets import ALL_CPU_ISAS, CPU_ISAS, effort_flags, isas_flag
+from precompiled import INTRINSICS, TORCH, Headers, write_if_changed
 
 ROOT = Path(__file__).resolve().parent.parent
 CSRC = ROOT / "csrc"
@@ -93,6 +94,7 @@ class Library:
     cuda: Cuda | None = None
     emulator: str | None = None  # set by tests/host_cuda, which links libraries of its own
     cpu_flags: tuple[str, ...] = ()  # more, for the CPU kernels alone: tests/cpu_asan.py
+    borrowed: tuple[str, ...] = ()  # endings of CPU kernels taken from BUILD_DIR as they are
     link_flags: tuple[str, ...] = ()
     isas: tuple[str, ...] = tuple(CPU_ISAS)
 
@@ -229,13 +231,6 @@ def build_info(library: Library) -> dict[str, object]:
     }
 
 
-def write_if_changed(path: Path, text: str) -> None:
-    """An unchanged file keeps its time, so that nothing is rebuilt for it."""
-    if not path.exists() or path.read_text() != text:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-
-
 def write_ninja(library: Library) -> None:
     """Write build.ninja and the generated header into library.build_dir."""
     from ninja import ninja_syntax
@@ -266,10 +261,10 @@ def _write_rules(ninja, library: Library) -> None:
         link_flags += [f"-L{library.cuda.library_dir()}", "-lcudart_static", "-lrt"]
         _write_nvcc_rule(ninja, library)
     compile_cxx = f"{library.cxx} -MD -MF $out.d {_join(CXX_FLAGS)} -I{CSRC}"
-    torch_rule = f"{compile_cxx} {_join(torch_flags)} $op_flags -c $in -o $out"
+    torch_rule = f"{compile_cxx} {_join(torch_flags)} $op_flags $header -c $in -o $out"
     ninja.rule("torch", torch_rule, depfile="$out.d")
-    cpu_flags = _join(["-fno-exceptions", *library.cpu_flags])
-    ninja.rule("cpu", f"{compile_cxx} {cpu_flags} $isa_flags -c $in -o $out", depfile="$out.d")
+    cpu_flags = _join(["-fno-exceptions", "$isa_flags", *library.cpu_flags])
+    ninja.rule("cpu", f"{compile_cxx} {cpu_flags} $header -c $in -o $out", depfile="$out.d")
     link_flags += library.link_flags
     ninja.rule("link", f"{library.cxx} -shared $in -o $out {_join(link_flags)}")
 
@@ -304,24 +299,41 @@ def cuda_sources(op: Path) -> list[Path]:
 
 def _write_objects(ninja, library: Library) -> list[str]:
     objects: list[str] = []
+    precompiled = Headers(ninja, library.build_dir, library.cxx)
 
-    def add(rule: str, source: Path, name: str, **variables: str) -> None:
+    def add(
+        rule: str, source: Path, name: str, implicit: str | None = None, **variables: str
+    ) -> None:
         objects.append(f"{name}.o")
-        ninja.build(objects[-1], rule, str(source), variables=variables)
+        ninja.build(objects[-1], rule, str(source), implicit=implicit, variables=variables)
 
     ops = find_ops()
     for op in ops:  # first the files that take longest
         for source in cuda_sources(op) if library.cuda else ():
             add("cuda", source, f"{op.name}/{source.stem}")
         for source, isa in itertools.product(cpu_sources(op), library.isas):
-            flags = [*ALL_CPU_ISAS[isa], *effort_flags(source, isa), f"-DHYBRID_ISA={isa}"]
-            add("cpu", source, f"{op.name}/{source.stem}.{isa}", isa_flags=_join(flags))
+            name = f"{op.name}/{source.stem}.{isa}"
+            if source.stem.endswith(library.borrowed):
+                objects.append(str(BUILD_DIR / f"{name}.o"))
+                continue
+            add("cpu", source, name, **_cpu_variables(precompiled, source, isa))
     for op in ops:
         op_flags = "-DHYBRID_WITH_CUDA" if library.cuda and cuda_sources(op) else ""
-        add("torch", op / f"{op.name}.cpp", f"{op.name}/{op.name}", op_flags=op_flags)
+        first = precompiled.include("torch", TORCH, "torch", {})
+        add("torch", op / f"{op.name}.cpp", f"{op.name}/{op.name}", op_flags=op_flags, **first)
     for source in sorted([*CSRC.glob("*.cpp"), *(CSRC / "common").glob("*.cpp")]):
         add("torch", source, str(source.relative_to(CSRC).with_suffix("")))
     return objects
+
+
+def _cpu_variables(precompiled: Headers, source: Path, isa: str) -> dict[str, str]:
+    """Flags of a kernel's file, and the header that it begins with."""
+    effort = effort_flags(source, isa)
+    flags = {"isa_flags": _join([*ALL_CPU_ISAS[isa], *effort, f"-DHYBRID_ISA={isa}"])}
+    if not ALL_CPU_ISAS[isa]:  # no intrinsics
+        return flags
+    name = f"{isa}.rare" if effort else isa
+    return flags | precompiled.include(name, INTRINSICS, "cpu", flags)
 
 
 def _join(flags: list[str]) -> str:
