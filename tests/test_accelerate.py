@@ -269,6 +269,20 @@ def test_strip_convolutions_equal_the_reference(height, width, taps):
     torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-10)
 
 
+@pytest.mark.parametrize("axis", ["spatial", "channel"])
+@pytest.mark.parametrize("convolves", [True, False])
+@pytest.mark.parametrize(("height", "width"), [(6, 7), (1, 2)])
+def test_whitening_equals_the_reference(height, width, convolves, axis):
+    torch.manual_seed(0)
+    shapes = [(2, height, width, 5), (6, 5), (3, 3, 6)][: 2 + convolves]
+    leaves = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in shapes]
+    arguments = (*leaves, *[None] * (3 - len(leaves)), axis)
+    ys = [ops.whiten_conv(*arguments) for ops in (FUSED, REFERENCE)]
+    grad = torch.randn_like(ys[0])
+    found, expected = ([y, *torch.autograd.grad(y, leaves, grad)] for y in ys)
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-10)
+
+
 @pytest.mark.parametrize("name", SOFTMAX_FAMILIES)
 def test_every_family_is_as_accurate_as_the_reference(name):
     torch.manual_seed(0)

@@ -9,6 +9,9 @@ from reference_checks import TOLERANCE, check_equal, gradients, random
 from python_ref.layers import to_nchw as nchw
 from python_ref.layers import to_nhwc as nhwc
 from python_ref.ops import (
+    centred_dwconv,
+    centred_dwconv_backward,
+    centred_dwconv_out,
     patch_embed,
     patch_embed_backward,
     propagate,
@@ -234,6 +237,23 @@ def test_whitening_equals_mixing_the_centred_input(height, width, axis, depthwis
         found = whiten_conv_backward(*arguments, True, True, True)
         nothing = whiten_conv_backward(*arguments, False, False, False)
     torch.testing.assert_close([g for g in found if g.numel()], expected, **TOLERANCE)
+    assert all(g.shape == (0,) for g in nothing)
+
+
+@every_size
+def test_centred_convolution_is_whitening_without_its_product(height, width):
+    torch.manual_seed(0)
+    x, weight = random(2, height, width, 3, grad=True), random(3, 3, 3, grad=True)
+    eye = torch.eye(3, dtype=torch.float64)
+    check_equal(centred_dwconv_out, lambda x, w: whitened_input(x, eye, w), (x, weight))
+    y, mean = centred_dwconv(x, weight)
+    torch.testing.assert_close(mean, x.mean(dim=(1, 2)), **TOLERANCE)
+    grad = torch.randn_like(y)
+    expected = gradients(y, (x, weight), (grad,))
+    with torch.no_grad():
+        found = centred_dwconv_backward(grad, x, weight, mean, True, True)
+        nothing = centred_dwconv_backward(grad, x, weight, mean, False, False)
+    torch.testing.assert_close(list(found), expected, **TOLERANCE)
     assert all(g.shape == (0,) for g in nothing)
 
 

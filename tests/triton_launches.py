@@ -200,6 +200,14 @@ def depthwise(problem: str) -> None:
     op.dwconv_act_backward(x, x, weight, bias, "gelu", True, True, True)
 
 
+def centred_depthwise(problem: str) -> None:
+    from hybrid_kernels.triton import centred_dwconv as op
+
+    x, weight = empty(8, 50, 50, 96, dtype=DTYPES[problem]), empty(3, 3, 96)
+    y, mean = op.centred_dwconv(x, weight)
+    op.centred_dwconv_backward(y, x, weight, mean, True, True)
+
+
 def downsample(problem: str, norm: bool) -> None:
     from hybrid_kernels.triton import downsample_pair as op
 
@@ -275,6 +283,7 @@ CALLS: dict[str, tuple[Call, ...]] = {
     "atrous_dwconv": (dilated,),
     "atrous_partition": (partition,),
     "bilinear_sample": (sample_points,),
+    "centred_dwconv": (centred_depthwise,),
     "context_topk": (choose,),
     "conv_attention_fused": (attention_of_a_map,),
     "conv_attention": (attention_of_generated_weights,),

@@ -20,6 +20,7 @@ from .modules import (
     StaticBranch,
     WindowAttention,
 )
+from .whiten_conv import whiten_conv
 
 __all__ = [
     "FUSED",
@@ -42,4 +43,5 @@ __all__ = [
     "dwconv_qkv",
     "fused_ops",
     "is_fused",
+    "whiten_conv",
 ]

@@ -33,6 +33,7 @@ from ..ops import (
 from .branch_linear import branch_project_in, branch_project_out
 from .dwconv_qkv import dwconv_qkv
 from .strip_dwconv import strip_dwconv
+from .whiten_conv import whiten_conv
 
 # An operator that has no kernel yet stays the reference's.
 FUSED = replace(
@@ -63,6 +64,7 @@ FUSED = replace(
     strip_dwconv=strip_dwconv,
     token_fusion=token_fusion,
     value_conv=value_conv,
+    whiten_conv=whiten_conv,
     branch_project_in=branch_project_in,
     branch_project_out=branch_project_out,
 )

@@ -153,7 +153,7 @@ class GlobalAttention(OnFusedOps, ReferenceGlobalAttention):
 
 
 class StaticBranch(OnFusedOps, ReferenceStaticBranch):
-    """Convolutions at three scales and a gate: `patch_embed`, `dwconv_act` and the ops it lists.
+    """Convolutions at three scales and a gate: `centred_dwconv`, `patch_embed`, `dwconv_act`.
 
     Source: the same thesis, chapter 3, Eq. 3.1-3.5.
     """

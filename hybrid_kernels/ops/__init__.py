@@ -6,6 +6,7 @@ from .atrous_attention import atrous_attention
 from .atrous_dwconv import atrous_dwconv
 from .atrous_partition import atrous_merge, atrous_partition
 from .bilinear_sample import bilinear_sample
+from .centred_dwconv import centred_dwconv
 from .context_topk import context_topk
 from .conv_attention import conv_attention
 from .conv_attention_fused import conv_attention_fused
@@ -36,6 +37,7 @@ __all__ = [
     "atrous_merge",
     "atrous_partition",
     "bilinear_sample",
+    "centred_dwconv",
     "context_topk",
     "conv_attention",
     "conv_attention_fused",

@@ -18,6 +18,11 @@ from python_ref.ops.atrous_dwconv import atrous_dwconv, atrous_dwconv_backward
 from python_ref.ops.atrous_partition import atrous_merge, atrous_partition
 from python_ref.ops.bilinear_sample import bilinear_sample, bilinear_sample_backward
 from python_ref.ops.branch_linear import branch_project_in, branch_project_out
+from python_ref.ops.centred_dwconv import (
+    centred_dwconv,
+    centred_dwconv_backward,
+    centred_dwconv_out,
+)
 from python_ref.ops.context_topk import context_topk
 from python_ref.ops.conv_attention import conv_attention, conv_attention_backward
 from python_ref.ops.conv_attention_fused import conv_attention_fused, conv_attention_fused_backward
@@ -81,6 +86,9 @@ __all__ = [
     "bilinear_sample_backward",
     "branch_project_in",
     "branch_project_out",
+    "centred_dwconv",
+    "centred_dwconv_backward",
+    "centred_dwconv_out",
     "context_topk",
     "conv_attention",
     "conv_attention_backward",
