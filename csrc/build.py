@@ -12,6 +12,7 @@ Sources are found by convention, so a new op needs no entry here:
 
 An op whose kernels take long to compile is cut by direction or data type, for instance into
 <op>_cuda_forward_f32.cu: a change to any one file should be rebuilt within ten seconds.
+What most files begin with is precompiled: precompiled.py.
 
 torch is never imported: only its headers and libraries are used, and only its stable ABI, so one
 library serves every Python and every torch >= 2.10.

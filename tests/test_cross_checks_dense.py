@@ -110,8 +110,8 @@ def test_decoded_boxes(record_property):
 def test_roi_align(bins, record_property):
     module = independent.load("torchvision.ops.roi_align")
     (level,) = maps_of(LEVELS[:1])
-    boxes = boxes_in((76, 104), 12).unflatten(0, (2, 6))
-    image = torch.arange(2, dtype=torch.float64).repeat_interleave(6)
+    boxes = boxes_in((76, 104), 60).unflatten(0, (2, 30))
+    image = torch.arange(2, dtype=torch.float64).repeat_interleave(30)
     rows = torch.cat([image[:, None], boxes.flatten(0, 1)], dim=1)
     expected = module._roi_align(level, rows, 0.25, bins, bins, 2, True)
     found = roi_align([level], [4], boxes, bins).flatten(0, 1)

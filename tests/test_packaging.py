@@ -243,6 +243,44 @@ def test_native_is_the_set_that_the_library_chooses(monkeypatch: pytest.MonkeyPa
     assert result.stdout.strip() == instruction_sets.native_isa()
 
 
+def precompiled_module(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(ROOT / "csrc")
+    import precompiled
+
+    return precompiled
+
+
+def test_headers_are_not_precompiled_for_ccache(monkeypatch, tmp_path: Path):
+    precompiled = precompiled_module(monkeypatch)
+    ccache, link = tmp_path / "ccache", tmp_path / "g++"
+    ccache.write_text('#!/bin/sh\nexec g++ "$@"\n')
+    ccache.chmod(0o755)
+    link.symlink_to(ccache)
+    assert not precompiled.is_helpful(f"{ccache} g++")
+    assert not precompiled.is_helpful(str(link))
+
+
+def test_precompiled_header_is_taken_with_its_flags_and_no_others(monkeypatch, tmp_path: Path):
+    precompiled = precompiled_module(monkeypatch)
+    if shutil.which("g++") is None or not precompiled.is_helpful("g++"):
+        pytest.skip("no plain g++ here")
+    from ninja import ninja_syntax
+
+    (tmp_path / "a.cpp").write_text("std::string a;\n")
+    with open(tmp_path / "build.ninja", "w") as file:
+        ninja = ninja_syntax.Writer(file)
+        ninja.rule("cpu", "g++ -Winvalid-pch -Werror $isa_flags $more $header -c $in -o $out")
+        headers = precompiled.Headers(ninja, tmp_path, "g++")
+        for name, more in (("same.o", "-DHYBRID_ISA=any"), ("other.o", "-std=c++20")):
+            found = headers.include("std", ("string",), "cpu", {"isa_flags": "-O2"})
+            header = found.pop("implicit")
+            variables = found | {"isa_flags": "-O2", "more": more}
+            ninja.build(name, "cpu", "a.cpp", implicit=header, variables=variables)
+    build = [sys.executable, "-m", "ninja", "-C", tmp_path]
+    assert run(*build, "same.o").returncode == 0
+    assert "invalid-pch" in run(*build, "other.o").stdout.partition("error: ")[2]
+
+
 def test_second_build_has_nothing_to_do(wheel: Path):
     for _ in range(2):
         result = run(sys.executable, ROOT / "csrc" / "build.py")
