@@ -5,7 +5,7 @@
 #include <tuple>
 
 #include "../common/launch.h"
-#include "../common/tensors.h"
+#include "../common/stencil/tensors.h"
 
 STABLE_TORCH_LIBRARY_FRAGMENT(hybrid, m) {
   m.def(
@@ -75,30 +75,18 @@ ConvAttentionParams checked_params(const Arguments& a) {
   return p;
 }
 
-// The tensors that a launch reads, kept alive until it returns.
-class Inputs {
- public:
-  Inputs(ConvAttentionParams& p, const Tensor& v, const Tensor& logits) {
-    add(p.v, v);
-    p.logits = kept_.emplace_back(torch::stable::contiguous(logits)).const_data_ptr();
-  }
-
-  void add(ConvAttentionMap& map, const Tensor& any) {
-    const Tensor& t = kept_.emplace_back(unit_last_stride(any));
-    map.data = t.const_data_ptr();
-    copy_strides(t, map.stride);
-  }
-
- private:
-  std::vector<Tensor> kept_;
-};
+void add_inputs(ConvAttentionParams& p, const Arguments& a, Inputs& inputs) {
+  p.v = inputs.map(a.v);
+  p.logits = inputs.parameter(a.logits);
+}
 
 template <class Launch>
 Tensor forward(const Arguments& a, const Launch& launch) {
   ConvAttentionParams p = checked_params(a);
   Tensor y = empty_like_type(a.v, {p.B, p.H, p.W, p.C}, a.v.scalar_type());
   if (p.B == 0) return y;
-  const Inputs inputs(p, a.v, a.logits);
+  Inputs inputs;
+  add_inputs(p, a, inputs);
   p.y = y.mutable_data_ptr();
   launch(p);
   return y;
@@ -114,8 +102,9 @@ std::tuple<Tensor, Tensor> backward(const Arguments& a, const Tensor& grad_out, 
   Tensor grad_v = new_gradient(a.v, need_v, p.grad_v);
   Tensor grad_logits = new_gradient(a.logits, need_logits, p.grad_logits);
   if (!p.grad_v && !p.grad_logits) return {grad_v, grad_logits};
-  Inputs inputs(p, a.v, a.logits);
-  inputs.add(p.grad_out, grad_out);
+  Inputs inputs;
+  add_inputs(p, a, inputs);
+  p.grad_out = inputs.map(grad_out);
   launch(p);
   return {grad_v, grad_logits};
 }

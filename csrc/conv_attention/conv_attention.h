@@ -18,17 +18,11 @@
 #pragma once
 
 #include "../common/cpu_isa.h"
-#include "../common/types.h"
+#include "../common/stencil/map.h"
 
 namespace hybrid {
 
 constexpr int kMaxConvKernel = 7;
-
-// (B, H, W, C), last stride 1.
-struct ConvAttentionMap {
-  const void* data;
-  int64_t stride[3];  // in elements, of images, rows and pixels
-};
 
 struct ConvAttentionParams {
   DType dtype;         // of everything
@@ -38,12 +32,12 @@ struct ConvAttentionParams {
   int32_t kernel, stride, padding;
   double scale;
 
-  ConvAttentionMap v;
+  InputMap v;
   const void* logits;  // (B, H2, W2, h, k^2, k^2) contiguous
   void* y;             // (B, H, W, C) contiguous
 
   // Backward only; gradients are contiguous, and null when not asked for.
-  ConvAttentionMap grad_out;
+  InputMap grad_out;
   void* grad_v;       // (B, H, W, C)
   void* grad_logits;  // like logits
   void* statistics;   // CUDA, for grad_v: (B, H2, W2, h, k^2, 2) float32

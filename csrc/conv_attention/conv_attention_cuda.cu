@@ -7,7 +7,8 @@ using namespace hybrid;
 
 extern "C" int hk_conv_attention_forward(const ConvAttentionParams* p, void* stream) {
   return by_dtype(p->dtype, [&](auto type) {
-    return launch_gather<decltype(type), false>(*p, p->v, p->y, stream);
+    using T = decltype(type);
+    return launch_gather<T, false>(*p, StoredLogits<T>(), p->v, p->y, stream);
   });
 }
 
@@ -15,6 +16,7 @@ extern "C" int hk_conv_attention_backward(const ConvAttentionParams* p, void* st
   return by_dtype(p->dtype, [&](auto type) {
     using T = decltype(type);
     if (const int error = launch_windows<T>(*p, stream)) return error;
-    return p->grad_v ? launch_gather<T, true>(*p, p->grad_out, p->grad_v, stream) : 0;
+    if (!p->grad_v) return 0;
+    return launch_gather<T, true>(*p, StoredLogits<T>(), p->grad_out, p->grad_v, stream);
   });
 }

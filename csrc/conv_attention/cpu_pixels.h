@@ -69,7 +69,7 @@ class PixelBuffer {
 
   // Rows [begin, end) of an image's pixels, where row 0 is row `first` of the map. Beyond its left
   // and right edges the buffer is never written again.
-  void read(const ConvAttentionMap& map, int64_t place, int64_t image, int64_t first, int64_t begin,
+  void read(const InputMap& map, int64_t place, int64_t image, int64_t first, int64_t begin,
             int64_t end) {
     const int64_t parts = parts_, width = width_, channels = layout_.channels, step = map.stride[2];
     for (int64_t r = begin; r < end; ++r) {

@@ -13,9 +13,10 @@ namespace {
 
 struct WindowSquares {
   int side;  // windows
+  bool has_gradients;
   int64_t rows, columns;
 
-  explicit WindowSquares(const ConvAttentionParams& p) {
+  WindowSquares(const ConvAttentionParams& p, bool has_gradients) : has_gradients(has_gradients) {
     for (side = 4; side > 1 && floats(p) > kSharedFloats;) side /= 2;
     rows = (p.H2 + side - 1) / side;
     columns = (p.W2 + side - 1) / side;
@@ -25,14 +26,16 @@ struct WindowSquares {
     return (side - 1) * int64_t{p.stride} + p.kernel;
   }
   __host__ __device__ int64_t tile(const ConvAttentionParams& p) const {
-    return p.grad_logits ? tile_side(p) * tile_side(p) * tile_channels(p) : 0;
+    return has_gradients ? tile_side(p) * tile_side(p) * tile_channels(p) : 0;
   }
   __host__ __device__ int matrices(const ConvAttentionParams& p) const {
     return side * side * p.kernel * p.kernel * p.kernel * p.kernel;
   }
   // Gradients, values, weights and the gradients of these.
-  int64_t floats(const ConvAttentionParams& p) const { return 2 * (tile(p) + matrices(p)); }
-  int64_t blocks(const ConvAttentionParams& p) const { return p.B * p.h * rows * columns; }
+  __host__ __device__ int64_t floats(const ConvAttentionParams& p) const {
+    return 2 * (tile(p) + matrices(p));
+  }
+  int64_t count(const ConvAttentionParams& p) const { return p.B * rows * columns; }
 };
 
 // dots[q] += <grad, value of slot q> over the channels of a tile.
@@ -61,66 +64,106 @@ __device__ __forceinline__ void add_products(float* dots, const ConvAttentionPar
     }
 }
 
-// Four blocks per multiprocessor: told nothing, ptxas aims at five on sm_80, and spills.
-template <class T>
-__global__ void __launch_bounds__(kThreads, 4)
-    window_kernel(const ConvAttentionParams p, const WindowSquares squares, int64_t blocks) {
-  HYBRID_DYN_SMEM(raw);
-  float* grads = reinterpret_cast<float*>(raw);
-  float* values = grads + squares.tile(p);
-  float* weights = values + squares.tile(p);
-  float* dots = weights + squares.matrices(p);
-  const int side = squares.side, slots = p.kernel * p.kernel, size = slots * slots;
-  const int channels = tile_channels(p), windows = side * side;
-  const int tile_side = static_cast<int>(squares.tile_side(p));
-  for (int64_t block = blockIdx.x; block < blocks; block += gridDim.x) {
-    const int head = static_cast<int>(block % p.h);
-    const int64_t square = block / p.h, image = square / squares.columns / squares.rows;
-    const int64_t i0 = square / squares.columns % squares.rows * side;
-    const int64_t j0 = square % squares.columns * side;
-    const auto exists = [&](int w) { return i0 + w / side < p.H2 && j0 + w % side < p.W2; };
-    const auto index_of = [&](int w) {
-      return ((image * p.H2 + i0 + w / side) * p.W2 + j0 + w % side) * p.h + head;
-    };
-    for (int e = threadIdx.x; e < windows * size; e += kThreads) {
-      weights[e] = exists(e / size) ? logit_at<T>(p, index_of(e / size) * size + e % size) : 0.0f;
-      dots[e] = 0.0f;
-    }
-    __syncthreads();
-    for (int r = threadIdx.x; r < windows * slots; r += kThreads) {
+// A square of windows of an image and head, and the shared memory for it. Logits to base 2 come
+// into `weights`, (windows, k^2, k^2), by whoever uses this.
+struct WindowSquare {
+  const ConvAttentionParams& p;
+  int side, tile_side, head, slots, rows;
+  int64_t image, i0, j0;
+  float *grads, *values, *weights, *dots;
+
+  __device__ __forceinline__ WindowSquare(const ConvAttentionParams& p,
+                                          const WindowSquares& squares, float* shared,
+                                          int64_t square, int head)
+      : p(p),
+        side(squares.side),
+        tile_side(static_cast<int>(squares.tile_side(p))),
+        head(head),
+        slots(p.kernel * p.kernel),
+        rows(side * side * slots),
+        image(square / squares.columns / squares.rows),
+        i0(square / squares.columns % squares.rows * side),
+        j0(square % squares.columns * side),
+        grads(shared),
+        values(grads + squares.tile(p)),
+        weights(values + squares.tile(p)),
+        dots(weights + squares.matrices(p)) {}
+
+  __device__ __forceinline__ bool exists(int window) const {
+    return i0 + window / side < p.H2 && j0 + window % side < p.W2;
+  }
+  // Among the windows of all images.
+  __device__ __forceinline__ int64_t index(int window) const {
+    return (image * p.H2 + i0 + window / side) * p.W2 + j0 + window % side;
+  }
+
+  // Logits -> weights, and their statistics where these are kept.
+  __device__ __forceinline__ void softmax() const {
+    for (int r = threadIdx.x; r < rows; r += kThreads) {
       const RowStatistics s = softmax_row(weights + r * slots, slots);
       if (!p.statistics || !exists(r / slots)) continue;
-      float* to = static_cast<float*>(p.statistics) + 2 * (index_of(r / slots) * slots + r % slots);
+      const int64_t row = (index(r / slots) * p.h + head) * slots + r % slots;
+      float* to = static_cast<float*>(p.statistics) + 2 * row;
       to[0] = s.largest;
       to[1] = s.share;
     }
-    if (p.grad_logits) {
-      const PixelTile tile{i0 * p.stride - p.padding, j0 * p.stride - p.padding, tile_side,
-                           tile_side};
-      for (int first = 0; first < p.d; first += channels) {
-        __syncthreads();  // the last channels are used up
-        load_tile<T>(grads, p, p.grad_out, tile, image, head, first);
-        load_tile<T>(values, p, p.v, tile, image, head, first);
-        __syncthreads();
-        for (int r = threadIdx.x; r < windows * slots; r += kThreads) {
-          const int w = r / slots, s = r % slots;
-          const int corner = (w / side * tile_side + w % side) * p.stride * channels;
-          const int own = corner + (s / p.kernel * tile_side + s % p.kernel) * channels;
-          add_products(dots + r * slots, p, grads + own, values + corner, tile_side);
-        }
-      }
-      for (int r = threadIdx.x; r < windows * slots; r += kThreads) {
-        float *dot = dots + r * slots, mean = 0.0f;
-        const float* weight = weights + r * slots;
-        for (int q = 0; q < slots; ++q) mean = fmaf(weight[q], dot[q], mean);
-        const float scale = static_cast<float>(p.scale);
-        for (int q = 0; q < slots; ++q) dot[q] = scale * weight[q] * (dot[q] - mean);
-      }
+  }
+
+  // dots = gradients of the logits; zero where there is no window.
+  template <class T>
+  __device__ __forceinline__ void logit_gradients(const HeadMap& grad_map,
+                                                  const HeadMap& value_map) const {
+    const int channels = tile_channels(p);
+    const PixelTile tile{i0 * p.stride - p.padding, j0 * p.stride - p.padding, tile_side,
+                         tile_side};
+    for (int first = 0; first < p.d; first += channels) {
+      __syncthreads();  // the last channels are used up
+      load_tile<T>(grads, p, grad_map, tile, image, head, first);
+      load_tile<T>(values, p, value_map, tile, image, head, first);
       __syncthreads();
-      for (int e = threadIdx.x; e < windows * size; e += kThreads)
-        if (exists(e / size))
-          static_cast<T*>(p.grad_logits)[index_of(e / size) * size + e % size] =
-              Convert<T>::from_float(dots[e]);
+      for (int r = threadIdx.x; r < rows; r += kThreads) {
+        const int w = r / slots, s = r % slots;
+        const int corner = (w / side * tile_side + w % side) * p.stride * channels;
+        const int own = corner + (s / p.kernel * tile_side + s % p.kernel) * channels;
+        float* dot = dots + r * slots;
+        for (int q = 0; first == 0 && q < slots; ++q) dot[q] = 0.0f;
+        add_products(dot, p, grads + own, values + corner, tile_side);
+      }
+    }
+    for (int r = threadIdx.x; r < rows; r += kThreads) {
+      float *dot = dots + r * slots, mean = 0.0f;
+      const float* weight = weights + r * slots;
+      for (int q = 0; q < slots; ++q) mean = fmaf(weight[q], dot[q], mean);
+      const float scale = static_cast<float>(p.scale);
+      for (int q = 0; q < slots; ++q)
+        dot[q] = exists(r / slots) ? scale * weight[q] * (dot[q] - mean) : 0.0f;
+    }
+    __syncthreads();
+  }
+};
+
+// Four blocks per multiprocessor: told nothing, ptxas aims at five on sm_80, and spills.
+template <class T>
+__global__ void __launch_bounds__(kThreads, 4)
+    window_kernel(const ConvAttentionParams p, const HeadMap grad, const HeadMap values,
+                  const WindowSquares squares, int64_t blocks) {
+  HYBRID_DYN_SMEM(raw);
+  for (int64_t block = blockIdx.x; block < blocks; block += gridDim.x) {
+    const int head = static_cast<int>(block % p.h);
+    const WindowSquare square(p, squares, reinterpret_cast<float*>(raw), block / p.h, head);
+    const int size = square.slots * square.slots;
+    const auto logit_of = [&](int e) {
+      return (square.index(e / size) * p.h + head) * size + e % size;
+    };
+    for (int e = threadIdx.x; e < squares.matrices(p); e += kThreads)
+      square.weights[e] = square.exists(e / size) ? logit_at<T>(p, logit_of(e)) : 0.0f;
+    __syncthreads();
+    square.softmax();
+    if (p.grad_logits) {
+      square.template logit_gradients<T>(grad, values);
+      for (int e = threadIdx.x; e < squares.matrices(p); e += kThreads)
+        if (square.exists(e / size))
+          static_cast<T*>(p.grad_logits)[logit_of(e)] = Convert<T>::from_float(square.dots[e]);
     }
     __syncthreads();  // before the next square
   }
@@ -128,10 +171,11 @@ __global__ void __launch_bounds__(kThreads, 4)
 
 template <class T>
 int launch_windows(const ConvAttentionParams& p, void* stream) {
-  const WindowSquares squares(p);
-  const int64_t blocks = squares.blocks(p);
+  const WindowSquares squares(p, p.grad_logits);
+  const int64_t blocks = squares.count(p) * p.h;
   return HYBRID_LAUNCH((window_kernel<T>), grid_of(blocks), dim3(kThreads),
-                       squares.floats(p) * sizeof(float), stream, p, squares, blocks);
+                       squares.floats(p) * sizeof(float), stream, p, head_map<T>(p.grad_out, p),
+                       head_map<T>(p.v, p), squares, blocks);
 }
 
 }  // namespace
