@@ -31,6 +31,7 @@ OPS = sorted(path.parent.name for path in ROOT.glob("csrc/*/*_cuda.cu"))
 TENSOR_CORE_KERNELS = {
     "abstract_token_attention": ["forward", "backward"],
     "atrous_attention": ["forward", "backward"],
+    "conv_attention_fused": ["linear", "outer", "gather", "window_gradient"],
     "multiscale_attention": ["forward", "backward"],
     "single_query_attention": ["forward", "backward"],
 }

@@ -1,10 +1,10 @@
-// hybrid::conv_attention_fused: schema, argument checks, tensors -> parameter struct, CPU
-// registration. On CUDA tensors the op is served by Triton.
+// hybrid::conv_attention_fused: schema, argument checks, tensors -> parameter struct, registration.
 #include "conv_attention_fused.h"
 
 #include <cmath>
 #include <tuple>
 
+#include "../common/launch.h"
 #include "../common/stencil/tensors.h"
 
 STABLE_TORCH_LIBRARY_FRAGMENT(hybrid, m) {
@@ -17,8 +17,6 @@ STABLE_TORCH_LIBRARY_FRAGMENT(hybrid, m) {
       " bool need_x, bool need_dw, bool need_logit, bool need_value) -> (Tensor grad_x,"
       " Tensor grad_dw, Tensor grad_logit, Tensor grad_bias, Tensor grad_value)");
 }
-
-#if !defined(HYBRID_HOST_EMULATOR)
 
 namespace hybrid {
 namespace {
@@ -72,15 +70,64 @@ ConvAttentionFusedParams checked_params(const Arguments& a) {
 }
 
 void add_inputs(ConvAttentionFusedParams& p, const Arguments& a, Inputs& inputs) {
-  const InputMap x = inputs.map(a.x);
-  p.windows.v = {x.data, {x.stride[0], x.stride[1], x.stride[2]}};
+  p.windows.v = inputs.map(a.x);
   p.dw_weight = inputs.parameter(a.dw_weight);
   p.logit_weight = inputs.parameter(a.logit_weight);
   p.logit_bias = inputs.parameter(a.logit_bias);
   p.value_weight = inputs.parameter(a.value_weight);
 }
 
-void launch(const ConvAttentionFusedParams& p) {
+// launch(parameters), bytes(parameters) of workspace.
+template <class Bytes, class Launch>
+Tensor forward(const Arguments& a, const Bytes& bytes, const Launch& launch) {
+  ConvAttentionFusedParams p = checked_params(a);
+  Tensor y = empty_like_type(a.x, shape_of(a.x), a.x.scalar_type());
+  if (is_empty(y)) return y;
+  Inputs inputs;
+  add_inputs(p, a, inputs);
+  p.windows.y = y.mutable_data_ptr();
+  const Tensor workspace = new_workspace(a.x, bytes(p), p.workspace);
+  launch(p);
+  return y;
+}
+
+using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+struct Needs {
+  bool x, dw, logit, value;
+};
+
+template <class Bytes, class Launch>
+Gradients backward(const Tensor& grad_out, const Arguments& a, const Needs& need,
+                   const Bytes& bytes, const Launch& launch) {
+  ConvAttentionFusedParams p = checked_params(a);
+  check_like(kOp, "grad_out", grad_out, a.x);
+  const auto parameter_gradient = [&](const Tensor& parameter, bool needed, void*& data) {
+    Tensor grad = new_parameter_gradient(a.x, needed, shape_of(parameter));
+    if (needed) data = grad.mutable_data_ptr();
+    if (needed && is_empty(a.x)) torch::stable::zero_(grad);
+    return grad;
+  };
+  const bool need_bias = need.logit && a.logit_bias;
+  const Tensor grad_x = new_gradient(a.x, need.x, p.windows.grad_v);
+  const Tensor grad_dw = parameter_gradient(a.dw_weight, need.dw, p.grad_dw);
+  const Tensor grad_logit = parameter_gradient(a.logit_weight, need.logit, p.grad_logit);
+  const Tensor grad_bias =
+      parameter_gradient(need_bias ? *a.logit_bias : a.x, need_bias, p.grad_bias);
+  const Tensor grad_value = parameter_gradient(a.value_weight, need.value, p.grad_value);
+  if (!is_empty(a.x) && (need.x || need.dw || need.logit || need.value)) {
+    Inputs inputs;
+    add_inputs(p, a, inputs);
+    p.windows.grad_out = inputs.map(grad_out);
+    const Tensor workspace = new_workspace(a.x, bytes(p), p.workspace);
+    launch(p);
+  }
+  return {grad_x, grad_dw, grad_logit, grad_bias, grad_value};
+}
+
+#if !defined(HYBRID_HOST_EMULATOR)
+
+void launch_cpu(const ConvAttentionFusedParams& p) {
   const auto& kernels = cpu_table<ConvAttentionFusedCpu>();
   torch::stable::parallel_for(0, kernels.chunks(p), 1,
                               [&](int64_t begin, int64_t end) { kernels.compute(p, begin, end); });
@@ -88,56 +135,78 @@ void launch(const ConvAttentionFusedParams& p) {
 
 Tensor forward_cpu(Tensor x, Tensor dw_weight, Tensor logit_weight, Parameter logit_bias,
                    Tensor value_weight, int64_t heads, double scale) {
-  const Arguments a{x, dw_weight, logit_weight, logit_bias, value_weight, heads, scale};
-  ConvAttentionFusedParams p = checked_params(a);
-  Tensor y = empty_like_type(x, shape_of(x), x.scalar_type());
-  if (is_empty(y)) return y;
-  Inputs inputs;
-  add_inputs(p, a, inputs);
-  p.windows.y = y.mutable_data_ptr();
-  launch(p);
-  return y;
+  return forward(
+      {x, dw_weight, logit_weight, logit_bias, value_weight, heads, scale},
+      [](const ConvAttentionFusedParams&) { return int64_t{0}; }, launch_cpu);
 }
-
-using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 Gradients backward_cpu(Tensor grad_out, Tensor x, Tensor dw_weight, Tensor logit_weight,
                        Parameter logit_bias, Tensor value_weight, int64_t heads, double scale,
                        bool need_x, bool need_dw, bool need_logit, bool need_value) {
-  const Arguments a{x, dw_weight, logit_weight, logit_bias, value_weight, heads, scale};
-  ConvAttentionFusedParams p = checked_params(a);
-  check_like(kOp, "grad_out", grad_out, x);
-  const auto parameter_gradient = [&](const Tensor& parameter, bool needed, void*& data) {
-    Tensor grad = new_parameter_gradient(x, needed, shape_of(parameter));
-    if (needed) data = grad.mutable_data_ptr();
-    if (needed && is_empty(x)) torch::stable::zero_(grad);
-    return grad;
-  };
-  const bool need_bias = need_logit && logit_bias;
-  const Tensor grad_x = new_gradient(x, need_x, p.windows.grad_v);
-  const Tensor grad_dw = parameter_gradient(dw_weight, need_dw, p.grad_dw);
-  const Tensor grad_logit = parameter_gradient(logit_weight, need_logit, p.grad_logit);
-  const Tensor grad_bias = parameter_gradient(need_bias ? *logit_bias : x, need_bias, p.grad_bias);
-  const Tensor grad_value = parameter_gradient(value_weight, need_value, p.grad_value);
-  if (!is_empty(x) && (need_x || need_dw || need_logit || need_value)) {
-    Inputs inputs;
-    add_inputs(p, a, inputs);
-    const InputMap grad = inputs.map(grad_out);
-    p.windows.grad_out = {grad.data, {grad.stride[0], grad.stride[1], grad.stride[2]}};
-    const auto& kernels = cpu_table<ConvAttentionFusedCpu>();
-    const Tensor workspace = new_workspace(x, kernels.workspace_bytes(p), p.workspace);
-    launch(p);
-    kernels.reduce(p);
-  }
-  return {grad_x, grad_dw, grad_logit, grad_bias, grad_value};
+  const auto& kernels = cpu_table<ConvAttentionFusedCpu>();
+  return backward(grad_out, {x, dw_weight, logit_weight, logit_bias, value_weight, heads, scale},
+                  {need_x, need_dw, need_logit, need_value}, kernels.workspace_bytes,
+                  [&](const ConvAttentionFusedParams& p) {
+                    launch_cpu(p);
+                    kernels.reduce(p);
+                  });
 }
+
+#endif
+
+#if defined(HYBRID_WITH_CUDA) || defined(HYBRID_HOST_EMULATOR)
+
+void check_cuda(const Tensor& x) {
+  check(x.scalar_type() != ScalarType::Double, kOp,
+        ": x has float64, which only the CPU and reference backends compute; convert it, or use "
+        "hybrid_kernels.use_backend('reference')");
+  check_map(kOp, "x", x);
+  check_pixels(kOp, x);
+}
+
+int64_t cuda_workspace_bytes(const ConvAttentionFusedParams& p) {
+  return hk_conv_attention_fused_workspace_bytes(&p);
+}
+
+Tensor forward_cuda(Tensor x, Tensor dw_weight, Tensor logit_weight, Parameter logit_bias,
+                    Tensor value_weight, int64_t heads, double scale) {
+  check_cuda(x);
+  return forward({x, dw_weight, logit_weight, logit_bias, value_weight, heads, scale},
+                 cuda_workspace_bytes, [&](const ConvAttentionFusedParams& p) {
+                   launch_on_device_of(kOp, x, [&](void* stream) {
+                     return hk_conv_attention_fused_forward(&p, stream);
+                   });
+                 });
+}
+
+Gradients backward_cuda(Tensor grad_out, Tensor x, Tensor dw_weight, Tensor logit_weight,
+                        Parameter logit_bias, Tensor value_weight, int64_t heads, double scale,
+                        bool need_x, bool need_dw, bool need_logit, bool need_value) {
+  check_cuda(x);
+  return backward(grad_out, {x, dw_weight, logit_weight, logit_bias, value_weight, heads, scale},
+                  {need_x, need_dw, need_logit, need_value}, cuda_workspace_bytes,
+                  [&](const ConvAttentionFusedParams& p) {
+                    launch_on_device_of(kOp, x, [&](void* stream) {
+                      return hk_conv_attention_fused_backward(&p, stream);
+                    });
+                  });
+}
+
+#endif
 
 }  // namespace
 }  // namespace hybrid
 
+#if !defined(HYBRID_HOST_EMULATOR)
 STABLE_TORCH_LIBRARY_IMPL(hybrid, CPU, m) {
   m.impl("conv_attention_fused", TORCH_BOX(&hybrid::forward_cpu));
   m.impl("conv_attention_fused_backward", TORCH_BOX(&hybrid::backward_cpu));
 }
+#endif
 
+#if defined(HYBRID_WITH_CUDA) || defined(HYBRID_HOST_EMULATOR)
+STABLE_TORCH_LIBRARY_IMPL(hybrid, HYBRID_CUDA_KEY, m) {
+  m.impl("conv_attention_fused", TORCH_BOX(&hybrid::forward_cuda));
+  m.impl("conv_attention_fused_backward", TORCH_BOX(&hybrid::backward_cuda));
+}
 #endif

@@ -29,7 +29,7 @@ struct ConvAttentionFusedParams {
   void* grad_logit;
   void* grad_bias;
   void* grad_value;
-  void* workspace;  // partial sums of these, per chunk
+  void* workspace;  // CPU: partial sums of these, per chunk. CUDA, forward too: cuda_launch.cuh
 };
 
 // CPU. A launch is cut into chunks of windows by shape alone. One table per instruction set.
@@ -43,3 +43,10 @@ struct ConvAttentionFusedCpu {
 };
 
 }  // namespace hybrid
+
+// CUDA. They give 0 or a cudaError_t; the backward computes what has a place to go to.
+extern "C" {
+int64_t hk_conv_attention_fused_workspace_bytes(const hybrid::ConvAttentionFusedParams*);
+int hk_conv_attention_fused_forward(const hybrid::ConvAttentionFusedParams*, void* stream);
+int hk_conv_attention_fused_backward(const hybrid::ConvAttentionFusedParams*, void* stream);
+}

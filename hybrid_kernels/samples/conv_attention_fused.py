@@ -56,6 +56,7 @@ SAMPLES = (
     _sample("one_size", 4, 5, 7, d=3, cost=Cost.LARGE),
     _sample("other_size", 5, 8, 4, d=3, cost=Cost.LARGE),
     _sample("wide", 1, 2, 2, heads=1, d=66, cost=Cost.LARGE),
+    _sample("many", 260, 1, 1, heads=1, cost=Cost.LARGE),  # than there are blocks with sums on CUDA
     _sample("even", 3, 4, 5, heads=1, d=2, scale=0.5, cost=Cost.LARGE),
     _sample("odd", 2, 3, 5, d=3, scale=-0.3),
     _small("one_head", 1, 2, 3, heads=1, d=3),
