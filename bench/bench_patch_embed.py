@@ -39,12 +39,12 @@ def library(x: Tensor, weight: Tensor, patch: int, kind: str, pool_mode: str) ->
 
 
 def min_bytes(x, weight, patch, kind, pool_mode) -> dict[str, int]:
-    """Forward: the slice in, tokens out, a byte for every maximum. Backward: the map in, for the
-    weight, its gradient out, and tokens and bytes in."""
+    """Forward: the slice in, tokens and the pooled map out, a byte for every maximum. Backward: all
+    these in, and the slice's gradient out."""
     B, H, W, C = x.shape
     patches = B * -(-H // patch) * -(-W // patch)
-    tokens = patches * (weight.shape[0] * x.element_size() + C * (kind == "max"))
-    return {"forward": tensor_bytes(x) + tokens, "backward": 2 * tensor_bytes(x) + tokens}
+    tokens = patches * ((weight.shape[0] + C) * x.element_size() + C * (kind == "max"))
+    return {"forward": tensor_bytes(x) + tokens, "backward": tensor_bytes(x) + tokens}
 
 
 BENCH = OpBench(
@@ -63,7 +63,9 @@ BENCH = OpBench(
     ),
     min_bytes=min_bytes,
     baselines={"library": library},
-    limited_by="its backward pools again, where the library keeps the pooled map",
+    limited_by="the fixed cost of a call: forward and backward of 2 x 4 x 4 pixels take 0.05 ms, "
+    "with cold caches 0.35 ms; and of slices of pixels whole lines are read, up to four times what "
+    "counts here",
 )
 
 if __name__ == "__main__":

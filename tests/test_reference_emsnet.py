@@ -52,10 +52,10 @@ def test_patch_embedding_equals_pooling_and_a_convolution(height, width, patch, 
 def test_patch_embedding_backward_formulas_equal_autograd(kind, pool_mode, patch):
     torch.manual_seed(0)
     x, weight = random(2, 7, 9, 3, grad=True), random(5, 3, grad=True)
-    z, index = patch_embed(x, weight, patch, kind, pool_mode)
+    z, index, pooled = patch_embed(x, weight, patch, kind, pool_mode)
     grad = torch.randn_like(z)
     expected = gradients(z, (x, weight), (grad,))
-    arguments = (grad, x, weight, index, patch, kind, pool_mode)
+    arguments = (grad, pooled, weight, index, 7, 9, patch, kind, pool_mode)
     with torch.no_grad():
         found = patch_embed_backward(*arguments, True, True)
         no_x, no_weight = patch_embed_backward(*arguments, False, False)
@@ -65,8 +65,8 @@ def test_patch_embedding_backward_formulas_equal_autograd(kind, pool_mode, patch
 
 def test_the_last_patch_has_fewer_pixels():
     x = torch.arange(1.0, 8.0).reshape(1, 7, 1, 1)
-    average, _ = patch_embed(x, torch.ones(1, 1), 4, "avg")
-    largest, index = patch_embed(-x, torch.ones(1, 1), 4, "max")
+    average, *_ = patch_embed(x, torch.ones(1, 1), 4, "avg")
+    largest, index, _ = patch_embed(-x, torch.ones(1, 1), 4, "max")
     assert average.flatten().tolist() == [2.5, 6.0]
     assert largest.flatten().tolist() == [-1.0, -5.0]
     assert index.dtype == torch.uint8
@@ -74,8 +74,8 @@ def test_the_last_patch_has_fewer_pixels():
 
 def test_floor_leaves_the_border_out():
     x = random(1, 7, 9, 2)
-    floor, _ = patch_embed(x, torch.eye(2).double(), 4, "avg", "floor")
-    whole, _ = patch_embed(x[:, :4, :8], torch.eye(2).double(), 4, "avg")
+    floor, *_ = patch_embed(x, torch.eye(2).double(), 4, "avg", "floor")
+    whole, *_ = patch_embed(x[:, :4, :8], torch.eye(2).double(), 4, "avg")
     assert torch.equal(floor, whole)
 
 
@@ -87,11 +87,12 @@ def test_floor_leaves_the_border_out():
 def test_the_first_maximum_wins_and_nan_beats_numbers(pixels, winner):
     x = torch.tensor(pixels, dtype=torch.float64).reshape(1, 2, 2, 1).requires_grad_()
     one = torch.ones(1, 1, dtype=torch.float64)
-    z, index = patch_embed(x, one, 2, "max")
+    z, index, pooled = patch_embed(x, one, 2, "max")
     expected, torch_index = F.max_pool2d(nchw(x), 2, return_indices=True)
     assert index.item() == torch_index.item() == winner
     torch.testing.assert_close(z.flatten(), expected.flatten(), equal_nan=True)
-    grad, _ = patch_embed_backward(torch.ones_like(z), x, one, index, 2, "max", "ceil", True, False)
+    call = (torch.ones_like(z), pooled, one, index, 2, 2, 2, "max", "ceil")
+    grad, _ = patch_embed_backward(*call, True, False)
     assert grad.flatten().tolist() == [float(slot == winner) for slot in range(4)]
 
 
@@ -145,7 +146,7 @@ def test_pooling_undoes_propagation_with_ones(height, width, pool_mode, patch):
     z, eye = random(2, *sizes, 3), torch.eye(3, dtype=torch.float64)
     spread = propagate(z, torch.ones(patch, patch, 3, dtype=torch.float64), height, width)
     for kind in ("avg", "max"):
-        pooled, _ = patch_embed(spread, eye, patch, kind, pool_mode)
+        pooled, *_ = patch_embed(spread, eye, patch, kind, pool_mode)
         torch.testing.assert_close(pooled, z, **TOLERANCE)
 
 

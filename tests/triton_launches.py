@@ -180,8 +180,9 @@ def embed_patches(problem: str) -> None:
 
     x, weight = (empty(*shape, dtype=DTYPES[problem]) for shape in ((8, 50, 50, 96), (64, 96)))
     for kind in ("max", "avg"):
-        z, index = op.patch_embed(x, weight, 4, kind, "ceil")
-        op.patch_embed_backward(z, x, weight, index, 4, kind, "ceil", True, True)
+        z, index, pooled = op.patch_embed(x, weight, 4, kind, "ceil")
+        call = (z, pooled, weight, index, *x.shape[1:3], 4, kind, "ceil")
+        op.patch_embed_backward(*call, True, True)
 
 
 def dilated(problem: str) -> None:

@@ -9,6 +9,8 @@
 //
 //   dx = g[t] where index[t] names the pixel, else 0; or g[t] / (pixels of t)
 //   dweight = sum of dz pool(x)^T
+//
+// The forward keeps pool(x), 1 / p^2 of the map, so that the backward does not read x again.
 #pragma once
 
 #include "../common/cpu_isa.h"
@@ -26,25 +28,30 @@ struct PatchEmbedParams {
   int64_t patch;
   bool is_max;
 
-  InputMap x;          // (B, H, W, C)
   const void* weight;  // (width, C) contiguous
-  void* z;             // (B, rows, columns, width) contiguous
-  uint8_t* index;      // (B, rows, columns, C) contiguous, of the largest pixels; or null
+
+  // (B, rows, columns, C) contiguous: written by the forward, read by the backward.
+  void* pooled;
+  uint8_t* index;  // of the largest pixels; or null
+
+  // Forward only.
+  InputMap x;  // (B, H, W, C)
+  void* z;     // (B, rows, columns, width) contiguous
 
   // Backward only; gradients are contiguous, and null when not asked for.
   InputMap grad;  // of z
   void* grad_x;
   void* grad_weight;
-  void* workspace;  // partial sums of grad_weight, per chunk
+  void* workspace;  // partial sums of grad_weight, per job
 };
 
-// CPU. A launch is cut into chunks of rows of patches by shape alone. One table per instruction
-// set.
+// CPU. A launch is cut into jobs, runs of rows of patches, by shape alone. One table per
+// instruction set.
 struct PatchEmbedCpu {
-  int64_t (*chunks)(const PatchEmbedParams&);
+  int64_t (*jobs)(const PatchEmbedParams&);
   int64_t (*workspace_bytes)(const PatchEmbedParams&);  // of the backward
-  void (*forward)(const PatchEmbedParams&, int64_t chunk_begin, int64_t chunk_end);
-  void (*backward)(const PatchEmbedParams&, int64_t chunk_begin, int64_t chunk_end);
+  void (*forward)(const PatchEmbedParams&, int64_t begin, int64_t end);
+  void (*backward)(const PatchEmbedParams&, int64_t begin, int64_t end);
   // After the backward: workspace -> gradient of the weight.
   void (*reduce)(const PatchEmbedParams&);
 };

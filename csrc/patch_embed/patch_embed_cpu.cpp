@@ -1,5 +1,6 @@
 // patch_embed on the CPU: the table of kernels. Compiled once per instruction set.
-#include "patch_rows.h"
+#include "pool_patches.h"
+#include "spread_patches.h"
 
 namespace hybrid {
 namespace HYBRID_ISA {
@@ -7,52 +8,45 @@ namespace {
 
 using Params = PatchEmbedParams;
 
-int64_t chunks(const Params& p) { return ceil_div(p.B * p.rows, chunk_rows(p)); }
+int64_t jobs(const Params& p) { return PatchCut(p).parts; }
 
-// body(image, row) for all rows of a chunk.
-template <class Body>
-void for_rows(const Params& p, int64_t chunk, const Body& body) {
-  const int64_t count = chunk_rows(p), all = p.B * p.rows, end = (chunk + 1) * count;
-  for (int64_t i = chunk * count; i < end && i < all; ++i) body(i / p.rows, i % p.rows);
+// The partial sums of the weight's gradient: `width` rows for every part.
+template <class T>
+PartSums<T> sums_of(const Params& p) {
+  const int64_t rows = p.grad_weight ? p.width : 0;
+  return PartSums<T>(jobs(p), rows, whole_vectors<T>(p.C), p.workspace);
 }
 
 void forward(const Params& p, int64_t begin, int64_t end) {
   for_dtype(p.dtype, [&](auto type) {
-    PatchRows<decltype(type)> rows(p);
-    for (int64_t chunk = begin; chunk < end; ++chunk)
-      for_rows(p, chunk, [&](int64_t image, int64_t row) { rows.forward(image, row); });
+    const PatchCut cut(p);
+    PatchPooler<decltype(type)> pooler(p, cut.group);
+    cut.for_groups(begin, end, [&](int64_t row, int64_t rows) { pooler.run(row, rows); });
   });
 }
 
 void backward(const Params& p, int64_t begin, int64_t end) {
   for_dtype(p.dtype, [&](auto type) {
-    using Rows = PatchRows<decltype(type)>;
-    Rows rows(p);
-    for (int64_t chunk = begin; chunk < end; ++chunk) {
-      auto* sums = static_cast<typename Rows::Scalar*>(p.workspace);
-      if (sums) sums += chunk * Rows::sums(p);
-      if (sums) zero(sums, Rows::sums(p));
-      for_rows(p, chunk, [&](int64_t image, int64_t row) { rows.backward(image, row, sums); });
+    using T = decltype(type);
+    const PatchCut cut(p);
+    const PartSums<T> sums = sums_of<T>(p);
+    PatchSpreader<T> spreader(p, cut.group);
+    for (int64_t part = begin; part < end; ++part) {
+      auto* of_part = p.grad_weight ? sums.at(part) : nullptr;
+      sums.clear(part);
+      cut.for_groups(part, part + 1,
+                     [&](int64_t row, int64_t rows) { spreader.run(row, rows, of_part); });
     }
   });
 }
 
 int64_t workspace_bytes(const Params& p) {
-  return for_dtype(p.dtype, [&](auto type) {
-    using Rows = PatchRows<decltype(type)>;
-    return chunks(p) * Rows::sums(p) * int64_t{sizeof(typename Rows::Scalar)};
-  });
+  return for_dtype(p.dtype, [&](auto type) { return sums_of<decltype(type)>(p).bytes(); });
 }
 
 void reduce(const Params& p) {
-  for_dtype(p.dtype, [&](auto type) {
-    using Rows = PatchRows<decltype(type)>;
-    using Scalar = typename Rows::Scalar;
-    const int64_t stride = Rows::sums(p), row = whole_vectors<decltype(type)>(p.C);
-    for (int64_t o = 0; o < p.width && stride; ++o)
-      sum_parts(static_cast<const Scalar*>(p.workspace) + o * row, chunks(p), stride, p.C,
-                static_cast<Scalar*>(p.grad_weight) + o * p.C);
-  });
+  for_dtype(p.dtype,
+            [&](auto type) { sums_of<decltype(type)>(p).reduce(0, p.width, p.C, p.grad_weight); });
 }
 
 }  // namespace
@@ -61,7 +55,7 @@ void reduce(const Params& p) {
 template <>
 const PatchEmbedCpu& cpu_table<PatchEmbedCpu, Isa::HYBRID_ISA>() {
   using namespace HYBRID_ISA;
-  static constexpr PatchEmbedCpu table{chunks, workspace_bytes, forward, backward, reduce};
+  static constexpr PatchEmbedCpu table{jobs, workspace_bytes, forward, backward, reduce};
   return table;
 }
 

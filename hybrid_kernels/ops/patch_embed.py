@@ -39,53 +39,68 @@ def patch_embed(
     return torch.ops.hybrid.patch_embed(x, weight, patch, kind, pool_mode)[0]
 
 
-def _grid(x, patch, pool_mode):
+def _grid(size, patch, pool_mode):
     further = patch - 1 if pool_mode == "ceil" else 0
-    return (x.shape[1] + further) // patch, (x.shape[2] + further) // patch
+    return tuple((pixels + further) // patch for pixels in size)
 
 
 def _fake(x, weight, patch, kind, pool_mode):
-    grid = (x.shape[0], *_grid(x, patch, pool_mode))
-    index = (*grid, x.shape[3]) if kind == "max" else (0,)
-    return x.new_empty((*grid, weight.shape[0])), x.new_empty(index, dtype=torch.uint8)
+    grid = (x.shape[0], *_grid(x.shape[1:3], patch, pool_mode))
+    pooled = (*grid, x.shape[3])
+    index = x.new_empty(pooled if kind == "max" else (0,), dtype=torch.uint8)
+    return x.new_empty((*grid, weight.shape[0])), index, x.new_empty(pooled)
 
 
-def _fake_backward(grad, x, weight, index, patch, kind, pool_mode, need_x, need_weight):
-    grad_x = x.new_empty(x.shape if need_x else (0,))
-    return grad_x, x.new_empty(weight.shape if need_weight else (0,), dtype=parameter_dtype(x))
+def _fake_backward(
+    grad, pooled, weight, index, height, width, patch, kind, pool_mode, need_x, need_weight
+):
+    map_ = (grad.shape[0], height, width, pooled.shape[3])
+    shape = weight.shape if need_weight else (0,)
+    grad_weight = grad.new_empty(shape, dtype=parameter_dtype(grad))
+    return grad.new_empty(map_ if need_x else (0,)), grad_weight
 
 
 def _setup_context(ctx, inputs, output):
     x, weight, *ctx.constants = inputs
-    ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(x, weight, output[1])
+    ctx.size = x.shape[1:3]
+    _, index, pooled = output
+    ctx.mark_non_differentiable(index, pooled)
+    ctx.save_for_backward(pooled, weight, index)
 
 
-def _backward(ctx, grad, _):
-    needs = ctx.needs_input_grad[:2]
-    x, weight, index = ctx.saved_tensors
-    grads = torch.ops.hybrid.patch_embed_backward(grad, x, weight, index, *ctx.constants, *needs)
-    given = (
-        g.to(t.dtype) if need else None
-        for g, t, need in zip(grads, (x, weight), needs, strict=True)
+def _backward(ctx, grad, *_):
+    grad_x, grad_weight = torch.ops.hybrid.patch_embed_backward(
+        grad, *ctx.saved_tensors, *ctx.size, *ctx.constants, *ctx.needs_input_grad[:2]
     )
-    return *given, None, None, None
+    need_x, need_weight = ctx.needs_input_grad[:2]
+    grad_weight = grad_weight.to(grad.dtype) if need_weight else None
+    return grad_x if need_x else None, grad_weight, None, None, None
 
 
 def _flops(x, weight, patch, kind, pool_mode, **_):
-    rows, columns = _grid(x, patch, pool_mode)
+    rows, columns = _grid(x.shape[1:3], patch, pool_mode)
     return x.numel() + 2 * x.shape[0] * rows * columns * weight.numel()
 
 
-def _flops_backward(grad, x, weight, index, patch, kind, pool_mode, need_x, need_weight, **_):
-    return (need_x + need_weight) * _flops(x, weight, patch, kind, pool_mode)
+def _flops_backward(
+    grad, pooled, weight, index, height, width, patch, kind, pool_mode, need_x, need_weight, **_
+):
+    channels = weight.shape[1]
+    spread = grad.shape[0] * height * width * channels
+    return need_x * spread + (need_x + need_weight) * 2 * grad.numel() * channels
 
 
 def _check(x, weight, patch, kind, pool_mode):
     op = "patch_embed"
     require_map(op, "x", x)
     require_pixels(op, x)
-    require(x.shape[3] >= 1, f"{op}: x has shape {tuple(x.shape)}; expected at least one channel")
+    _check_pooling(x.shape, patch, kind, pool_mode)
+    _check_weight(weight, ("x", x))
+
+
+def _check_pooling(shape, patch, kind, pool_mode):
+    op = "patch_embed"
+    require(shape[3] >= 1, f"{op}: x has shape {tuple(shape)}; expected at least one channel")
     require(1 <= patch <= MAX_PATCH, f"{op}: patch = {patch}; expected 1 to {MAX_PATCH}")
     require(kind in ("max", "avg"), f"{op}: kind = '{kind}'; expected max or avg")
     require(
@@ -93,22 +108,41 @@ def _check(x, weight, patch, kind, pool_mode):
         f"{op}: pool_mode = '{pool_mode}'; expected ceil or floor",
     )
     require(
-        min(_grid(x, patch, pool_mode)) >= 1,
-        f"{op}: x is a map of {x.shape[1]} x {x.shape[2]} pixels, which holds no whole patch of "
+        min(_grid(shape[1:3], patch, pool_mode)) >= 1,
+        f"{op}: x is a map of {shape[1]} x {shape[2]} pixels, which holds no whole patch of "
         f"side {patch}; use pool_mode = 'ceil'",
     )
+
+
+def _check_weight(weight, beside):
+    op, (_, like) = "patch_embed", beside
     width = weight.shape[0] if weight.dim() == 2 else 0
-    require_like(op, "weight", weight, (width, x.shape[3]), "(C', C)", x)
+    shape = (width, like.shape[3])
+    require_tensor(op, "weight", weight, [shape], "(C', C)", like.dtype, beside)
     require(width >= 1, f"{op}: weight has shape {tuple(weight.shape)}; expected C' >= 1")
 
 
-def _check_backward(grad, x, weight, index, patch, kind, pool_mode, need_x, need_weight):
-    _check(x, weight, patch, kind, pool_mode)
-    op, grid = "patch_embed", (x.shape[0], *_grid(x, patch, pool_mode))
-    require_like(op, "grad", grad, (*grid, weight.shape[0]), "(B, H', W', C')", x)
+def _check_backward(
+    grad, pooled, weight, index, height, width, patch, kind, pool_mode, need_x, need_weight
+):
+    op = "patch_embed"
+    require_map(op, "pooled", pooled)
+    require(
+        height >= 1 and width >= 1,
+        f"{op}: a map of {height} x {width} pixels; expected at least one",
+    )
+    _check_pooling((pooled.shape[0], height, width, pooled.shape[3]), patch, kind, pool_mode)
+    _check_weight(weight, ("pooled", pooled))
+    grid = (pooled.shape[0], *_grid((height, width), patch, pool_mode))
+    require_like(op, "grad", grad, (*grid, weight.shape[0]), "(B, H', W', C')", pooled)
+    require(
+        pooled.shape[1:3] == grid[1:],
+        f"{op}: pooled has shape {tuple(pooled.shape)}; expected {grid} and channels, for a map of "
+        f"{height} x {width} pixels",
+    )
     if kind == "max":
-        shape, meaning = (*grid, x.shape[3]), "(B, H', W', C)"
-        require_tensor(op, "index", index, [shape], meaning, torch.uint8, ("x", x))
+        meaning, beside = "(B, H', W', C)", ("pooled", pooled)
+        require_tensor(op, "index", index, [pooled.shape], meaning, torch.uint8, beside)
 
 
 register(

@@ -1,7 +1,7 @@
 """Patch embedding by pooling in Triton: the map is read once; products are left to the library.
 
-`pool` leaves the pooled pixels, 1 / patch**2 of the map, and where the largest ones were; `spread`
-is the way back, a gather, because patches are disjoint.
+`pool` leaves the pooled pixels, 1 / patch**2 of the map, and where the largest ones were: all that
+the backward needs. `spread` is the way back, a gather, because patches are disjoint.
 """
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hybrid_kernels.triton.launch import launch
-from hybrid_kernels.triton.maps import load_pixels, new_gradient, store_pixels, strided
+from hybrid_kernels.triton.maps import load_pixels, store_pixels, strided
 from hybrid_kernels.triton.stencil import (
     blocks,
     channels_and_block,
@@ -99,53 +99,8 @@ def spread(
 
 def patch_embed(
     x: Tensor, weight: Tensor, patch: int, kind: str, pool_mode: str
-) -> tuple[Tensor, Tensor]:
-    """torch.ops.hybrid.patch_embed: (z, index). Raises RuntimeError for float64."""
-    pooled, index = _pool(x, patch, kind, pool_mode)
-    return F.linear(pooled, weight), index
-
-
-def patch_embed_backward(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    index: Tensor,
-    patch: int,
-    kind: str,
-    pool_mode: str,
-    need_x: bool,
-    need_weight: bool,
-) -> tuple[Tensor, Tensor]:
-    """torch.ops.hybrid.patch_embed_backward: (dx, dweight); shape (0,) for what is not needed."""
-    grad_x = new_gradient(x, need_x)
-    grad_weight = torch.empty(0, dtype=torch.float32, device=x.device)
-    if need_x:
-        H, W, C = x.shape[1:]
-        chosen = map_settings("patch_embed.spread", x)
-        pixel_blocks, channel_blocks = blocks(x.shape, chosen)
-        launch(
-            spread,
-            pixel_blocks * channel_blocks,
-            x,
-            strided(grad.contiguous() @ weight),
-            strided(index) if kind == "max" else None,
-            grad_x,
-            H,
-            W,
-            *grad.shape[1:3],
-            x.shape[:3].numel(),
-            C,
-            PATCH=patch,
-            **chosen,
-        )
-    if need_weight:
-        pooled, _ = _pool(x, patch, kind, pool_mode)
-        grad_weight = grad.flatten(0, 2).float().T @ pooled.flatten(0, 2).float()
-    return grad_x, grad_weight
-
-
-def _pool(x: Tensor, patch: int, kind: str, pool_mode: str) -> tuple[Tensor, Tensor]:
-    """Pooled pixels (B, H', W', C), and which were the largest."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """torch.ops.hybrid.patch_embed: (z, index, pooled). Raises RuntimeError for float64."""
     B, H, W, C = x.shape
     further = patch - 1 if pool_mode == "ceil" else 0
     grid = (B, (H + further) // patch, (W + further) // patch)
@@ -168,4 +123,45 @@ def _pool(x: Tensor, patch: int, kind: str, pool_mode: str) -> tuple[Tensor, Ten
         PATCH=patch,
         **chosen,
     )
-    return pooled, index
+    return F.linear(pooled, weight), index, pooled
+
+
+def patch_embed_backward(
+    grad: Tensor,
+    pooled: Tensor,
+    weight: Tensor,
+    index: Tensor,
+    height: int,
+    width: int,
+    patch: int,
+    kind: str,
+    pool_mode: str,
+    need_x: bool,
+    need_weight: bool,
+) -> tuple[Tensor, Tensor]:
+    """torch.ops.hybrid.patch_embed_backward: (dx, dweight); shape (0,) for what is not needed."""
+    B, rows, columns, C = pooled.shape
+    grad_x = grad.new_empty((B, height, width, C) if need_x else (0,))
+    grad_weight = torch.empty(0, dtype=torch.float32, device=grad.device)
+    if need_x:
+        chosen = map_settings("patch_embed.spread", grad_x)
+        pixel_blocks, channel_blocks = blocks(grad_x.shape, chosen)
+        launch(
+            spread,
+            pixel_blocks * channel_blocks,
+            grad_x,
+            strided(grad.contiguous() @ weight),
+            strided(index) if kind == "max" else None,
+            grad_x,
+            height,
+            width,
+            rows,
+            columns,
+            B * height * width,
+            C,
+            PATCH=patch,
+            **chosen,
+        )
+    if need_weight:
+        grad_weight = grad.flatten(0, 2).float().T @ pooled.flatten(0, 2).float()
+    return grad_x, grad_weight

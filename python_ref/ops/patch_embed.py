@@ -13,7 +13,7 @@ POOL_MODES = ("ceil", "floor")
 
 def patch_embed(
     x: Tensor, weight: Tensor, patch: int, kind: str, pool_mode: str = "ceil"
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Pool disjoint patches of p x p pixels, then mix channels: z[t] = weight pool_t(x).
 
     Patch t covers rows [t p, min((t + 1) p, H)): the last one may be cut by the border, and then
@@ -30,28 +30,31 @@ def patch_embed(
     Returns:
         z (B, ceil(H / p), ceil(W / p), C'), rounded down with "floor", and for "max" the pixel
         inside each patch that was largest (B, ceil(H / p), ceil(W / p), C) in uint8, row-major;
-        shape (0,) for "avg".
+        shape (0,) for "avg". Last the pooled map, of that shape in x's dtype: what the backward
+        needs of x.
 
     Raises:
         ValueError: shapes do not fit, a word is unknown, or "floor" leaves no patch.
     """
     _check(x, weight, patch, kind, pool_mode)
     pooled, index = _pool(_whole(x, patch, pool_mode), patch, kind)
-    return F.linear(pooled, weight), index
+    return F.linear(pooled, weight), index, pooled
 
 
 def patch_embed_out(
     x: Tensor, weight: Tensor, patch: int, kind: str, pool_mode: str = "ceil"
 ) -> Tensor:
-    """`patch_embed` without the positions of the maxima."""
+    """`patch_embed` without what its backward needs."""
     return patch_embed(x, weight, patch, kind, pool_mode)[0]
 
 
 def patch_embed_backward(
     grad: Tensor,
-    x: Tensor,
+    pooled: Tensor,
     weight: Tensor,
     index: Tensor,
+    height: int,
+    width: int,
     patch: int,
     kind: str,
     pool_mode: str,
@@ -66,29 +69,29 @@ def patch_embed_backward(
 
     Args:
         grad: gradient of z, (B, H', W', C').
-        x, weight, patch, kind, pool_mode: as in the forward.
-        index: what the forward returned.
+        pooled, index: what the forward returned.
+        height, width: size of x.
+        weight, patch, kind, pool_mode: as in the forward.
         need_x, need_weight: which gradients to compute.
 
     Returns:
-        dx in x's dtype and dweight in float32 (float64); what is not needed has shape (0,).
+        dx in grad's dtype and dweight in float32 (float64); what is not needed has shape (0,).
     """
-    _check(x, weight, patch, kind, pool_mode)
-    wide = statistics_dtype(x)
-    grad, whole = grad.to(wide), _whole(x.to(wide), patch, pool_mode)
-    grad_x, grad_weight = x.new_empty(0), x.new_empty(0, dtype=wide)
+    wide = statistics_dtype(grad)
+    grad_x, grad_weight = grad.new_empty(0), grad.new_empty(0, dtype=wide)
     if need_x:
-        (height, width), (rows, columns) = x.shape[1:3], whole.shape[1:3]
-        tokens = (grad @ weight.to(wide)).flatten(1, 2).unsqueeze(2)
+        ones = _whole(grad.new_ones(1, height, width, 1, dtype=wide), patch, pool_mode)
+        tokens = (grad.to(wide) @ weight.to(wide)).flatten(1, 2).unsqueeze(2)
         if kind == "max":
-            slots = torch.arange(patch**2, device=x.device)[:, None]
+            slots = torch.arange(patch**2, device=grad.device)[:, None]
             share = tokens * (slots == index.flatten(1, 2).unsqueeze(2))
         else:
-            share = (tokens / _pixels(whole, patch)).expand(-1, -1, patch**2, -1)
+            share = (tokens / _pixels(ones, patch)).expand(-1, -1, patch**2, -1)
+        rows, columns = ones.shape[1:3]
         inner = atrous_merge(share, rows, columns, patch, 1)
-        grad_x = F.pad(inner, (0, 0, 0, width - columns, 0, height - rows)).to(x.dtype)
+        grad_x = F.pad(inner, (0, 0, 0, width - columns, 0, height - rows)).to(grad.dtype)
     if need_weight:
-        grad_weight = torch.einsum("bijd,bijc->dc", grad, _pool(whole, patch, kind)[0])
+        grad_weight = torch.einsum("bijd,bijc->dc", grad.to(wide), pooled.to(wide))
     return grad_x, grad_weight
 
 
