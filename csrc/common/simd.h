@@ -12,6 +12,7 @@
 //   select_first(a, b, n)        a in the first n lanes, b in the others
 //   select_positive(v, a, b)     a in the lanes where v > 0, b in the others
 //   transpose(rows)              of kLanes vectors       sums(rows): lane i = sum of rows[i]
+//   transpose_quads(rows)        of kLanes / 4 vectors, quads of lanes being the elements
 //   sum(v)  largest(v)           over the lanes
 //   exp2(v)  log2(v)             relative error about 1e-7; exp2 for v below 128
 //

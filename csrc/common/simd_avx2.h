@@ -117,6 +117,12 @@ inline void transpose(F (&r)[8]) {
   }
 }
 
+inline void transpose_quads(F (&r)[2]) {
+  const F low = _mm256_permute2f128_ps(r[0], r[1], 0x20);
+  r[1] = _mm256_permute2f128_ps(r[0], r[1], 0x31);
+  r[0] = low;
+}
+
 inline F sums(const F (&r)[8]) {
   F a[4], b[2];
 #pragma GCC unroll 8

@@ -154,6 +154,15 @@ inline void transpose(F (&r)[16]) {
   }
 }
 
+inline void transpose_quads(F (&r)[4]) {
+  const F a = _mm512_shuffle_f32x4(r[0], r[1], 0x44), b = _mm512_shuffle_f32x4(r[2], r[3], 0x44);
+  const F c = _mm512_shuffle_f32x4(r[0], r[1], 0xee), d = _mm512_shuffle_f32x4(r[2], r[3], 0xee);
+  r[0] = _mm512_shuffle_f32x4(a, b, 0x88);
+  r[1] = _mm512_shuffle_f32x4(a, b, 0xdd);
+  r[2] = _mm512_shuffle_f32x4(c, d, 0x88);
+  r[3] = _mm512_shuffle_f32x4(c, d, 0xdd);
+}
+
 inline F sums(const F (&r)[16]) {
   F a[8], b[4], c[2];
 #pragma GCC unroll 16

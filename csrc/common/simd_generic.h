@@ -71,6 +71,8 @@ inline void transpose(F (&r)[4]) {
   r[0] = a, r[1] = b, r[2] = c, r[3] = d;
 }
 
+inline void transpose_quads(F (&)[1]) {}
+
 inline F sums(const F (&r)[4]) {
   F t[4] = {r[0], r[1], r[2], r[3]};
   transpose(t);

@@ -45,8 +45,8 @@ class TokenBlock {
         scale_log2_(static_cast<float>(p.scale * 1.4426950408889634)),
         is_excluded_(p.excluded ? p.N : 0),
         mask_(kTokenBlock),
-        key_offsets_(kLanes),
-        value_offsets_(kLanes),
+        last_keys_(kLanes * p.h * p.d),
+        last_values_(p.values_are_keys ? 0 : kLanes * p.h * p.dv),
         queries_(rows_ * key_words_),
         weights_((is_backward() ? p.G : rows_) * kLanes),
         token_words_(kPairs ? p.G * kLanes : 0),
@@ -74,7 +74,7 @@ class TokenBlock {
     std::fill_n(static_cast<float*>(limits_), rows_, -__builtin_inff());
     for (int tile = 0; tile < tiles_; ++tile) {
       begin_tile(tile);
-      forward_tile(tile);
+      forward_tile();
     }
     for (int row = 0; row < rows_; ++row) {
       float* partial = partial_row(p_, block, 0, row);
@@ -90,9 +90,9 @@ class TokenBlock {
     clear_sums(key_floats_);
     for (int tile = 0; tile < tiles_; ++tile) {
       begin_tile(tile);
-      for (int head = 0; head < p_.h; ++head) backward_tile(tile, head);
-      send(p_.grad_k, grad_k_, tile, p_.d);
-      send(p_.grad_v, grad_v_, tile, p_.dv);
+      for (int head = 0; head < p_.h; ++head) backward_tile(head);
+      send(p_.grad_k, grad_k_, p_.d);
+      send(p_.grad_v, grad_v_, p_.dv);
     }
     if (!p_.grad_query) return;
     float* partial = static_cast<float*>(p_.workspace) + block * rows_ * p_.d;
@@ -112,10 +112,11 @@ class TokenBlock {
     first_ = block % token_blocks(p_) * kTokenBlock;
     tokens_ = static_cast<int>(std::min<int64_t>(kTokenBlock, p_.N - first_));
     tiles_ = ceil_div(tokens_, kLanes);
-    for (int t = 0; t < tiles_ * kLanes; ++t) {
-      const bool is_key = t < tokens_ && !(p_.excluded && is_excluded_[first_ + t]);
-      mask_[t] = is_key ? 0.f : -__builtin_inff();
-    }
+    std::fill_n(static_cast<float*>(mask_), tokens_, 0.f);
+    std::fill(mask_ + tokens_, mask_ + tiles_ * kLanes, -__builtin_inff());
+    if (!p_.excluded) return;
+    for (int t = 0; t < tokens_; ++t)
+      if (is_excluded_[first_ + t]) mask_[t] = -__builtin_inff();
   }
 
   void begin_image(int64_t image) {
@@ -175,31 +176,40 @@ class TokenBlock {
       }
   }
 
-  // Where the rows of the tile's tokens lie, the last one's also for those behind the image.
   void begin_tile(int tile) {
+    tile_ = tile;
     count_ = std::min(kLanes, tokens_ - tile * kLanes);
-    for (int t = 0; t < kLanes; ++t) {
-      key_offsets_[t] = std::min(t, count_ - 1) * p_.k.stride[1];
-      value_offsets_[t] = std::min(t, count_ - 1) * p_.v.stride[1];
-    }
+    if (count_ == kLanes) return;
+    fill_up(p_.k, p_.d, last_keys_);
+    if (!p_.values_are_keys) fill_up(p_.v, p_.dv, last_values_);
+  }
+
+  // A tile within which the image ends, as [token][head][channel]; its last token stands for the
+  // missing ones, whose weights are zero.
+  void fill_up(const AttentionTokens& tokens, int e, T* to) const {
+    for (int t = 0; t < kLanes; ++t)
+      for (int head = 0; head < p_.h; ++head, to += e)
+        std::copy_n(row(tokens, first_ + tile_ * kLanes + std::min(t, count_ - 1), head), e, to);
   }
 
   const T* row(const AttentionTokens& tokens, int64_t token, int head) const {
     return static_cast<const T*>(tokens.data) + image_ * tokens.stride[0] +
            token * tokens.stride[1] + head * tokens.stride[2];
   }
-  Rows keys(int tile, int head) const {
-    return {row(p_.k, first_ + tile * kLanes, head), key_offsets_, p_.d};
+  Rows rows(const AttentionTokens& tokens, int e, const T* filled_up, int head) const {
+    if (count_ < kLanes) return {filled_up + head * e, static_cast<int64_t>(p_.h) * e, e};
+    return {row(tokens, first_ + tile_ * kLanes, head), tokens.stride[1], e};
   }
-  Rows values(int tile, int head) const {
-    return {row(p_.v, first_ + tile * kLanes, head), value_offsets_, p_.dv};
+  Rows keys(int head) const { return rows(p_.k, p_.d, last_keys_, head); }
+  Rows values(int head) const {
+    return p_.values_are_keys ? keys(head) : rows(p_.v, p_.dv, last_values_, head);
   }
 
   // Fetches the rows of a head some tiles ahead, unless the image ends before. Rows shorter than a
   // line share it with the head before. Inlined: g++ drops calls of what does nothing but prefetch.
-  __attribute__((always_inline)) void prefetch(const AttentionTokens& tokens, int e, int tile,
+  __attribute__((always_inline)) void prefetch(const AttentionTokens& tokens, int e,
                                                int head) const {
-    const int64_t first = first_ + (tile + kTilesAhead) * kLanes;
+    const int64_t first = first_ + (tile_ + kTilesAhead) * kLanes;
     const int64_t step = tokens.stride[1] * sizeof(T);
     const uintptr_t bytes = e * sizeof(T);
     const char* at = reinterpret_cast<const char*>(row(tokens, first, head));
@@ -230,15 +240,15 @@ class TokenBlock {
   void clear_sums(int64_t step) { std::fill_n(static_cast<float*>(sums_), rows_ * step, 0.f); }
 
   // All heads' scores before the first weight, so that the steps of one head wait beside others'.
-  void forward_tile(int tile) {
+  void forward_tile() {
     for (int head = 0; head < p_.h; ++head) {
-      prefetch(p_.k, p_.d, tile, head);
-      tile_scores(weights(head), queries(head), p_.G, keys(tile, head));
+      prefetch(p_.k, p_.d, head);
+      tile_scores(weights(head), queries(head), p_.G, keys(head));
     }
-    weigh(load(mask_ + tile * kLanes));
+    weigh(load(mask_ + tile_ * kLanes));
     for (int head = 0; head < p_.h; ++head) {
-      if (!p_.values_are_keys) prefetch(p_.v, p_.dv, tile, head);
-      add_tokens(sums(head, value_floats_), token_words(weights(head)), p_.G, values(tile, head));
+      if (!p_.values_are_keys) prefetch(p_.v, p_.dv, head);
+      add_tokens(sums(head, value_floats_), token_words(weights(head)), p_.G, values(head));
     }
   }
 
@@ -275,13 +285,13 @@ class TokenBlock {
     limits_[row] = top + kSlack;
   }
 
-  void backward_tile(int tile, int head) {
+  void backward_tile(int head) {
     const WordTable score_grads{score_grads_, kLanes};
     const int first = head * p_.G;
-    prefetch(p_.k, p_.d, tile, head);
-    if (!p_.values_are_keys) prefetch(p_.v, p_.dv, tile, head);
-    tile_scores(weights(), queries(head), p_.G, keys(tile, head));
-    const F mask = load(mask_ + tile * kLanes);
+    prefetch(p_.k, p_.d, head);
+    if (!p_.values_are_keys) prefetch(p_.v, p_.dv, head);
+    tile_scores(weights(), queries(head), p_.G, keys(head));
+    const F mask = load(mask_ + tile_ * kLanes);
     for (int g = 0; g < p_.G; ++g) {
       const F x = fma(load(weights()[g]), broadcast(scale_log2_), mask);
       store(weights()[g], Arith::exp(x - broadcast(lse_[first + g])));
@@ -292,7 +302,7 @@ class TokenBlock {
       expand_queries<Arith>(grad_v_ + head * p_.dv, p_.h * p_.dv, {from_weights}, steps_, count_,
                             p_.dv);
     if (!p_.grad_k && !p_.grad_query) return;
-    tile_scores(score_grads, grads(head), p_.G, values(tile, head));
+    tile_scores(score_grads, grads(head), p_.G, values(head));
     for (int g = 0; g < p_.G; ++g) {
       const F x = load(weights()[g]) * (load(score_grads[g]) - broadcast(delta_[first + g]));
       store(score_grads[g], x * broadcast(scale_));
@@ -306,13 +316,13 @@ class TokenBlock {
     else if (p_.grad_k)
       expand_queries<Arith>(grad_k, p_.h * p_.d, {from_scores}, steps_, count_, p_.d);
     if (p_.grad_query)
-      add_tokens(sums(head, key_floats_), token_words(score_grads), p_.G, keys(tile, head));
+      add_tokens(sums(head, key_floats_), token_words(score_grads), p_.G, keys(head));
   }
 
   // A tile of gradients to its place in a contiguous (B, N, h, e), unless not asked for.
-  void send(void* grad, const T* tile_grads, int tile, int e) const {
+  void send(void* grad, const T* tile_grads, int e) const {
     if (!grad) return;
-    const int64_t token = p_.h * static_cast<int64_t>(e), first = first_ + tile * kLanes;
+    const int64_t token = p_.h * static_cast<int64_t>(e), first = first_ + tile_ * kLanes;
     copy_streaming(static_cast<T*>(grad) + (image_ * p_.N + first) * token, tile_grads,
                    count_ * token * sizeof(T));
   }
@@ -322,10 +332,10 @@ class TokenBlock {
   const int steps_;  // words along the queries
   const int64_t key_words_, value_words_, key_floats_, value_floats_;
   const float scale_, scale_log2_;
-  AlignedBuffer<char> is_excluded_;                     // of every token of the image
-  AlignedBuffer<float> mask_;                           // of each token of the block
-  AlignedBuffer<int64_t> key_offsets_, value_offsets_;  // of the tile's rows
-  AlignedBuffer<float> queries_;                        // [head][query][word]
+  AlignedBuffer<char> is_excluded_;              // of every token of the image
+  AlignedBuffer<float> mask_;                    // of each token of the block
+  AlignedBuffer<T> last_keys_, last_values_;     // filled up: [token][head][channel]
+  AlignedBuffer<float> queries_;                 // [head][query][word]
   AlignedBuffer<float> weights_;                 // of a tile, scores at first: [query][token]
   AlignedBuffer<float> token_words_;             // in pairs along tokens: [query][pair]
   AlignedBuffer<float> sums_;                    // of values or keys: [head][query][channel]
@@ -340,7 +350,7 @@ class TokenBlock {
 
   int64_t image_ = -1, first_ = 0;
   int tokens_ = 0, tiles_ = 0;  // of the block
-  int count_ = 0;               // tokens of the tile
+  int tile_ = 0, count_ = 0;    // the tile of the block, and its tokens
 };
 
 }  // namespace

@@ -14,19 +14,18 @@ namespace hybrid {
 namespace HYBRID_ISA {
 namespace {
 
-// Rows of e elements: token t's lies offsets[t] elements behind `first`. Where the image ends
-// within the tile, its last token stands for the missing ones, whose weights are zero.
+// The rows of kLanes tokens, of e elements each, `step` elements apart.
 template <class T, class ArithT>
 struct TileRows {
   using Arith = ArithT;
   const T* first;
-  const int64_t* offsets;
+  int64_t step;
   int e;
 
   // From word `word` on; zeros behind the end, unless that is known to be far.
   template <bool kFar>
   F words(int token, int word) const {
-    const T* row = first + offsets[token];
+    const T* row = first + token * step;
     if constexpr (kFar) return Arith::load_vector(row, word);
     return Arith::load_words(row, word, e);
   }
@@ -110,33 +109,56 @@ inline void scores_by_columns(WordTable scores, WordTable queries, int number, c
   }
 }
 
-// For few queries: horizontal sums for each query.
+// Scores of R queries from g on and kLanes / R tokens from `token` on, query by query.
+template <int R, class Rows>
+inline __attribute__((always_inline)) F block_scores(WordTable queries, int g, const Rows& tokens,
+                                                     int token) {
+  constexpr int kTokens = kLanes / R;
+  F products[kLanes] = {};
+  for (int i = 0; i < tokens.vectors(); ++i) {
+    const int word = i * kLanes;
+    const auto add = [&](auto is_far) __attribute__((always_inline)) {
+      F rows[kTokens];
+#pragma GCC unroll 16
+      for (int t = 0; t < kTokens; ++t)
+        rows[t] = tokens.template words<decltype(is_far)::value>(token + t, word);
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) {
+        const F query = load(queries[g + r] + word);
+#pragma GCC unroll 16
+        for (int t = 0; t < kTokens; ++t) {
+          F& sum = products[r * kTokens + t];
+          sum = Rows::Arith::dot(sum, query, rows[t]);
+        }
+      }
+    };
+    tokens.is_far(word) ? add(std::true_type{}) : add(std::false_type{});
+  }
+  return sums(products);
+}
+
+// For few queries: horizontal sums, of as many queries at once as there are quads of lanes.
 template <class Rows>
 inline void scores_by_sums(WordTable scores, WordTable queries, int number, const Rows& tokens) {
-  for (int g = 0; g < number; ++g) {
-    F products[kLanes] = {};
-    for (int i = 0; i < tokens.vectors(); ++i) {
-      const int word = i * kLanes;
-      const F query = load(queries[g] + word);
-      const auto add = [&](auto is_far) __attribute__((always_inline)) {
-        F vectors[kLanes];
-        load_tile<decltype(is_far)::value>(vectors, tokens, word);
-#pragma GCC unroll 16
-        for (int t = 0; t < kLanes; ++t)
-          products[t] = Rows::Arith::dot(products[t], query, vectors[t]);
-      };
-      tokens.is_far(word) ? add(std::true_type{}) : add(std::false_type{});
-    }
-    store(scores[g], sums(products));
+  constexpr int R = kLanes / 4;
+  int g = 0;
+  for (; g + R <= number; g += R) {
+    F quads[R];
+#pragma GCC unroll 4
+    for (int i = 0; i < R; ++i) quads[i] = block_scores<R>(queries, g, tokens, 4 * i);
+    transpose_quads(quads);
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) store(scores[g + r], quads[r]);
   }
+  for (; g < number; ++g) store(scores[g], block_scores<1>(queries, g, tokens, 0));
 }
 
 // scores[g][t] = <queries[g], tokens[t]>; queries are padded with zeros to whole vectors of words.
-// A transposition costs about what the sums of a query do.
+// A transposition costs about what the sums of two queries do.
 template <class Rows>
 inline void tile_scores(WordTable scores, WordTable queries, int number, const Rows& tokens) {
-  number <= tokens.vectors() ? scores_by_sums(scores, queries, number, tokens)
-                             : scores_by_columns(scores, queries, number, tokens);
+  number <= 2 * tokens.vectors() ? scores_by_sums(scores, queries, number, tokens)
+                                 : scores_by_columns(scores, queries, number, tokens);
 }
 
 // weights [query][token] -> words of neighbouring queries, [pair of queries][token].
@@ -214,16 +236,21 @@ inline void add_channels(WordTable sums, WordTable weights, int number, const Ro
   });
 }
 
+// Vectors of channels to take at once: of 8 queries or tokens, the registers hold as many sums.
+constexpr int kWide = kLanes == 16 ? 2 : 1;
+
 // sums[g] += sum over t of weights[g][t] * tokens[t]; weights as pair_tokens gives them, sums are
 // whole vectors.
 template <class Rows>
 inline void add_tokens(WordTable sums, WordTable weights, int number, const Rows& tokens) {
-  constexpr int C = kLanes == 16 ? 2 : 1;  // vectors of 8 sums that the registers hold
   int channel = 0;
-  for (; tokens.e - channel >= C * kLanes; channel += C * kLanes)
-    add_channels<true, C>(sums, weights, number, tokens, channel);
-  for (; channel < tokens.e; channel += kLanes)
-    add_channels<false, 1>(sums, weights, number, tokens, channel);
+  for (; tokens.e - channel >= kWide * kLanes; channel += kWide * kLanes)
+    add_channels<true, kWide>(sums, weights, number, tokens, channel);
+  if (tokens.e - channel >= kLanes) {
+    add_channels<true, 1>(sums, weights, number, tokens, channel);
+    channel += kLanes;
+  }
+  if (channel < tokens.e) add_channels<false, 1>(sums, weights, number, tokens, channel);
 }
 
 // Words along queries: weights [step][token], as pair_queries gives them, and what they weigh,
@@ -232,28 +259,48 @@ struct Weighted {
   WordTable weights, rows;
 };
 
+// C vectors of channels, from `channel` on, of what expand_queries computes.
+template <class Arith, int C, class T, int kTerms>
+inline __attribute__((always_inline)) void expand_channels(T* to, int64_t stride,
+                                                           const Weighted (&terms)[kTerms],
+                                                           int steps, int count, int e,
+                                                           int channel) {
+  for_few(count, [&](int t, auto block) __attribute__((always_inline)) {
+    constexpr int R = decltype(block)::value;
+    F sums[R][C] = {};
+#pragma GCC unroll 2
+    for (int i = 0; i < kTerms; ++i)
+      for (int step = 0; step < steps; ++step) {
+        F rows[C];
+#pragma GCC unroll 2
+        for (int j = 0; j < C; ++j) rows[j] = load(terms[i].rows[step] + channel + j * kLanes);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) {
+          const F weight = broadcast(terms[i].weights[step][t + r]);
+#pragma GCC unroll 2
+          for (int j = 0; j < C; ++j) sums[r][j] = Arith::dot(sums[r][j], weight, rows[j]);
+        }
+      }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 2
+      for (int j = 0; j < C; ++j) {
+        T* place = to + (t + r) * stride + channel + j * kLanes;
+        const int left = e - channel - j * kLanes;
+        left >= kLanes ? store(place, sums[r][j]) : store_first(place, sums[r][j], left);
+      }
+  });
+}
+
 // to[t] = sum over the terms and steps of weights[step][t] * rows[step], for `count` tokens.
 template <class Arith, class T, int kTerms>
 inline void expand_queries(T* to, int64_t stride, const Weighted (&terms)[kTerms], int steps,
                            int count, int e) {
-  for (int channel = 0; channel < e; channel += kLanes)
-    for_few(count, [&](int t, auto block) __attribute__((always_inline)) {
-      constexpr int R = decltype(block)::value;
-      F sums[R] = {};
-#pragma GCC unroll 2
-      for (int i = 0; i < kTerms; ++i)
-        for (int step = 0; step < steps; ++step) {
-          const F row = load(terms[i].rows[step] + channel);
-#pragma GCC unroll 8
-          for (int r = 0; r < R; ++r)
-            sums[r] = Arith::dot(sums[r], broadcast(terms[i].weights[step][t + r]), row);
-        }
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) {
-        T* place = to + (t + r) * stride + channel;
-        e - channel >= kLanes ? store(place, sums[r]) : store_first(place, sums[r], e - channel);
-      }
-    });
+  int channel = 0;
+  for (; e - channel >= kWide * kLanes; channel += kWide * kLanes)
+    expand_channels<Arith, kWide>(to, stride, terms, steps, count, e, channel);
+  for (; channel < e; channel += kLanes)
+    expand_channels<Arith, 1>(to, stride, terms, steps, count, e, channel);
 }
 
 // Copies what lies side by side, past the caches as far as it fills cache lines.
