@@ -1,7 +1,8 @@
 """region_mix: the harness's properties, and what is particular to this op."""
 
+import pytest
 import torch
-from harness import DEVICE, OpSuite
+from harness import DEVICE, OpSuite, dtypes
 from torch.utils.flop_counter import FlopCounterMode
 
 from hybrid_kernels import models, region_mix
@@ -15,6 +16,12 @@ class TestRegionMix(OpSuite):
 
 def arguments(name: str, dtype: torch.dtype = torch.float32):
     return samples.DECLARATION.by_name[name].build(Maker(dtype, DEVICE))
+
+
+@pytest.mark.skipif(torch.float64 in dtypes(), reason="float64 is computed here")
+def test_float64_is_refused_by_name():
+    with pytest.raises((RuntimeError, ValueError), match=r"x (has|is) (torch\.)?float64"):
+        region_mix(*arguments("ragged", torch.float64))
 
 
 def test_tokens_reach_no_further_than_the_map():

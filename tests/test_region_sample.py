@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from harness import DEVICE, OpSuite
+from harness import DEVICE, OpSuite, dtypes
 from torch.utils.flop_counter import FlopCounterMode
 
 from hybrid_kernels import region_sample
@@ -16,6 +16,12 @@ class TestRegionSample(OpSuite):
 
 def arguments(name: str, dtype: torch.dtype = torch.float32):
     return samples.DECLARATION.by_name[name].build(Maker(dtype, DEVICE))
+
+
+@pytest.mark.skipif(torch.float64 in dtypes(), reason="float64 is computed here")
+def test_float64_is_refused_by_name():
+    with pytest.raises((RuntimeError, ValueError), match=r"x (has|is) (torch\.)?float64"):
+        region_sample(*arguments("ragged", torch.float64))
 
 
 def backward(name: str, dtype: torch.dtype, dx_init: torch.Tensor | None) -> list[torch.Tensor]:

@@ -196,14 +196,8 @@ Tensors backward_cpu(Tensor grad_out, Tensor grad_summary, Tensor qkv, Tensor to
 
 #if defined(HYBRID_WITH_CUDA) || defined(HYBRID_HOST_EMULATOR)
 
-void check_cuda_dtype(const Tensor& qkv) {
-  check(qkv.scalar_type() != ScalarType::Double, kOp,
-        ": qkv has float64, which only the CPU and reference backends compute; convert it, or use "
-        "hybrid_kernels.use_backend('reference')");
-}
-
 Tensors forward_cuda(Tensor qkv, Tensor token, int64_t window, double scale, Optional pad_kv) {
-  check_cuda_dtype(qkv);
+  check_cuda_dtype(kOp, "qkv", qkv);
   return forward(qkv, token, window, scale, pad_kv, [&](const Params& p) {
     launch_on_device_of(
         kOp, qkv, [&](void* stream) { return hk_abstract_token_attention_forward(&p, stream); });
@@ -214,7 +208,7 @@ Tensors backward_cuda(Tensor grad_out, Tensor grad_summary, Tensor qkv, Tensor t
                       Optional pad_kv, Tensor out, Tensor summary, Tensor lse, Optional dq_extra,
                       int64_t window, double scale, bool need_qkv, bool need_token,
                       bool need_pad_kv) {
-  check_cuda_dtype(qkv);
+  check_cuda_dtype(kOp, "qkv", qkv);
   return backward(
       grad_out, grad_summary, qkv, token, pad_kv, out, summary, lse, dq_extra, window, scale,
       need_qkv, need_token, need_pad_kv,

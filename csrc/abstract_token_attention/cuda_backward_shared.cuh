@@ -4,7 +4,7 @@
 // to them in the workspace, and a third launch adds the blocks in order: the same bits every time.
 #pragma once
 
-#include "../common/attention/cuda_sums.cuh"
+#include "../common/cuda_sums.cuh"
 #include "cuda_launch.cuh"
 #include "cuda_windows.cuh"
 

@@ -173,16 +173,10 @@ std::tuple<Tensor, Tensor> backward_cpu(Tensor grad_out, Tensor qkv, std::option
 
 #if defined(HYBRID_WITH_CUDA) || defined(HYBRID_HOST_EMULATOR)
 
-void check_cuda_dtype(const Tensor& qkv) {
-  check(qkv.scalar_type() != ScalarType::Double, kOp,
-        ": qkv has float64, which only the CPU and reference backends compute; convert it, or use "
-        "hybrid_kernels.use_backend('reference')");
-}
-
 std::tuple<Tensor, Tensor> forward_cuda(Tensor qkv, std::optional<Tensor> bias,
                                         std::vector<int64_t> dilations, int64_t window,
                                         double scale) {
-  check_cuda_dtype(qkv);
+  check_cuda_dtype(kOp, "qkv", qkv);
   return forward(qkv, bias, dilations, window, scale, [&](const AtrousAttentionParams& p) {
     launch_on_device_of(kOp, qkv,
                         [&](void* stream) { return hk_atrous_attention_forward(&p, stream); });
@@ -193,7 +187,7 @@ std::tuple<Tensor, Tensor> backward_cuda(Tensor grad_out, Tensor qkv, std::optio
                                          Tensor out, Tensor lse, std::vector<int64_t> dilations,
                                          int64_t window, double scale, bool need_qkv,
                                          bool need_bias) {
-  check_cuda_dtype(qkv);
+  check_cuda_dtype(kOp, "qkv", qkv);
   return backward(
       grad_out, qkv, bias, out, lse, dilations, window, scale, need_qkv, need_bias,
       [](const AtrousAttentionParams& p) { return hk_atrous_attention_workspace_bytes(&p); },

@@ -5,7 +5,7 @@
 //
 // A block is a strip of `units` threads along the channels by kThreads / units positions; it walks
 // over positions by grid stride, in the x dimension alone, so that no size is too large.
-#include "../common/device.h"
+#include "../common/cuda_grid.cuh"
 #include "atrous_partition.h"
 
 namespace hybrid {
@@ -123,8 +123,7 @@ int threads_for(int64_t units) {
 }
 
 dim3 grid_for(int64_t positions, int units) {
-  const int64_t blocks = ceil_div<int64_t>(positions, kThreads / units);
-  return dim3(static_cast<unsigned>(blocks < 0x7fffffff ? blocks : 0x7fffffff));
+  return grid_of(ceil_div<int64_t>(positions, kThreads / units));
 }
 
 // call(parameters in units, a unit's fill)

@@ -17,6 +17,13 @@ extern "C" const char* hybrid_emulator_error();
 
 namespace hybrid {
 
+// What CUDA kernels cannot serve.
+inline void check_cuda_dtype(const char* op, const char* name, const Tensor& t) {
+  check(t.scalar_type() != ScalarType::Double, op, ": ", name,
+        " has float64, which only the CPU and reference backends compute; convert it, or use "
+        "hybrid_kernels.use_backend('reference')");
+}
+
 #if defined(HYBRID_HOST_EMULATOR)
 
 template <class Launch>

@@ -133,15 +133,9 @@ std::tuple<Tensor, Tensor> backward_cpu(Tensor grad_out, Tensor v, Tensor logits
 
 #if defined(HYBRID_WITH_CUDA) || defined(HYBRID_HOST_EMULATOR)
 
-void check_cuda_dtype(const Tensor& v) {
-  check(v.scalar_type() != ScalarType::Double, kOp,
-        ": v has float64, which only the CPU and reference backends compute; convert it, or use "
-        "hybrid_kernels.use_backend('reference')");
-}
-
 Tensor forward_cuda(Tensor v, Tensor logits, double scale, int64_t kernel, int64_t stride,
                     int64_t padding) {
-  check_cuda_dtype(v);
+  check_cuda_dtype(kOp, "v", v);
   return forward({v, logits, scale, kernel, stride, padding}, [&](const ConvAttentionParams& p) {
     launch_on_device_of(kOp, v,
                         [&](void* stream) { return hk_conv_attention_forward(&p, stream); });
@@ -151,7 +145,7 @@ Tensor forward_cuda(Tensor v, Tensor logits, double scale, int64_t kernel, int64
 std::tuple<Tensor, Tensor> backward_cuda(Tensor grad_out, Tensor v, Tensor logits, double scale,
                                          int64_t kernel, int64_t stride, int64_t padding,
                                          bool need_v, bool need_logits) {
-  check_cuda_dtype(v);
+  check_cuda_dtype(kOp, "v", v);
   return backward(
       {v, logits, scale, kernel, stride, padding}, grad_out, need_v, need_logits,
       [&](ConvAttentionParams p) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../common/attention/cuda_rows.cuh"
+#include "../common/cuda_grid.cuh"
 #include "../common/stencil/cuda_packed.cuh"
 #include "conv_attention.h"
 
@@ -121,10 +122,6 @@ __device__ __forceinline__ float logit_factor(const ConvAttentionParams& p) {
 template <class T>
 __device__ __forceinline__ float logit_at(const ConvAttentionParams& p, int64_t index) {
   return Convert<T>::to_float(static_cast<const T*>(p.logits)[index]) * logit_factor(p);
-}
-
-inline dim3 grid_of(int64_t blocks) {
-  return dim3(static_cast<unsigned>(blocks < 0x7fffffff ? blocks : 0x7fffffff));
 }
 
 }  // namespace

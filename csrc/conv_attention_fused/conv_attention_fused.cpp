@@ -4,8 +4,7 @@
 #include <cmath>
 #include <tuple>
 
-#include "../common/launch.h"
-#include "../common/stencil/tensors.h"
+#include "../common/stencil/cuda_tensors.h"
 
 STABLE_TORCH_LIBRARY_FRAGMENT(hybrid, m) {
   m.def(
@@ -156,21 +155,13 @@ Gradients backward_cpu(Tensor grad_out, Tensor x, Tensor dw_weight, Tensor logit
 
 #if defined(HYBRID_WITH_CUDA) || defined(HYBRID_HOST_EMULATOR)
 
-void check_cuda(const Tensor& x) {
-  check(x.scalar_type() != ScalarType::Double, kOp,
-        ": x has float64, which only the CPU and reference backends compute; convert it, or use "
-        "hybrid_kernels.use_backend('reference')");
-  check_map(kOp, "x", x);
-  check_pixels(kOp, x);
-}
-
 int64_t cuda_workspace_bytes(const ConvAttentionFusedParams& p) {
   return hk_conv_attention_fused_workspace_bytes(&p);
 }
 
 Tensor forward_cuda(Tensor x, Tensor dw_weight, Tensor logit_weight, Parameter logit_bias,
                     Tensor value_weight, int64_t heads, double scale) {
-  check_cuda(x);
+  check_cuda_map(kOp, x);
   return forward({x, dw_weight, logit_weight, logit_bias, value_weight, heads, scale},
                  cuda_workspace_bytes, [&](const ConvAttentionFusedParams& p) {
                    launch_on_device_of(kOp, x, [&](void* stream) {
@@ -182,7 +173,7 @@ Tensor forward_cuda(Tensor x, Tensor dw_weight, Tensor logit_weight, Parameter l
 Gradients backward_cuda(Tensor grad_out, Tensor x, Tensor dw_weight, Tensor logit_weight,
                         Parameter logit_bias, Tensor value_weight, int64_t heads, double scale,
                         bool need_x, bool need_dw, bool need_logit, bool need_value) {
-  check_cuda(x);
+  check_cuda_map(kOp, x);
   return backward(grad_out, {x, dw_weight, logit_weight, logit_bias, value_weight, heads, scale},
                   {need_x, need_dw, need_logit, need_value}, cuda_workspace_bytes,
                   [&](const ConvAttentionFusedParams& p) {

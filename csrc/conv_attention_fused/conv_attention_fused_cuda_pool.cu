@@ -10,10 +10,6 @@ namespace {
 
 using Params = ConvAttentionFusedParams;
 
-inline int tiles_of(const Params& p) {
-  return static_cast<int>(ceil_div<int64_t>(p.windows.C, kTile));
-}
-
 inline int64_t windows_of(const Params& p) { return p.windows.B * p.windows.H2 * p.windows.W2; }
 
 // call(pixel of x, slot) for the slots of a window that lie on the map.
@@ -47,9 +43,10 @@ __global__ void __launch_bounds__(kThreads)
 template <class T, int V>
 int launch_pool(const Params& p, void* pooled, void* stream) {
   const int64_t windows = windows_of(p), groups = ceil_div<int64_t>(windows, kSlots<V>);
-  const dim3 grid(static_cast<unsigned>(groups * tiles_of(p)));
+  const dim3 grid(static_cast<unsigned>(groups * channel_tiles(p.windows.C)));
   return HYBRID_LAUNCH((pool_kernel<T, V>), grid, dim3(kThreads), 0, stream, p,
-                       static_cast<T*>(pooled), tiles_of(p), static_cast<int>(windows));
+                       static_cast<T*>(pooled), channel_tiles(p.windows.C),
+                       static_cast<int>(windows));
 }
 
 // Few enough sums for the registers: V is 4 at most.
@@ -78,10 +75,10 @@ template <class T, int V>
 int launch_tap_sums(const Params& p, const FusedWorkspace& from, void* stream) {
   const int64_t windows = windows_of(p), groups = ceil_div<int64_t>(windows, kSlots<V>);
   const Partials partials{from.partial, partial_blocks(groups, 4), kWindowSlots * p.windows.C};
-  const dim3 grid(static_cast<unsigned>(partials.parts * tiles_of(p)));
+  const dim3 grid(static_cast<unsigned>(partials.parts * channel_tiles(p.windows.C)));
   if (const int error =
           HYBRID_LAUNCH((tap_kernel<T, V>), grid, dim3(kThreads), 0, stream, p, from.grad_pooled,
-                        tiles_of(p), static_cast<int>(windows), partials))
+                        channel_tiles(p.windows.C), static_cast<int>(windows), partials))
     return error;
   return fold(partials, 0, partials.row, p.grad_dw, stream);
 }

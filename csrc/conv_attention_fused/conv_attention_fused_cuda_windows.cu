@@ -1,5 +1,5 @@
 // The stages of the fused C-MHSA that go by windows: launchers.
-#include "../common/attention/cuda_sums.cuh"
+#include "../common/cuda_sums.cuh"
 #include "cuda_window_gradients.cuh"
 
 namespace hybrid {

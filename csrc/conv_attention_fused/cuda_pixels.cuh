@@ -6,8 +6,8 @@
 // entries of dN and every so many tiles of 64 pixels, with the same sums.
 #pragma once
 
-#include "../common/attention/cuda_sums.cuh"
 #include "../common/attention/cuda_tokens.cuh"
+#include "../common/cuda_sums.cuh"
 #include "../common/stencil/cuda_packed.cuh"
 #include "cuda_launch.cuh"
 
@@ -29,7 +29,7 @@ struct ProductTile<float> {
   using G = Fma<kTile, kTile>;
 };
 
-// The pixels of all images in a row; check_pixels lets 32 bits count them.
+// The pixels of all images in a row; check_cuda_map lets 32 bits count them.
 template <class T>
 struct Pixels {
   InputMap map;

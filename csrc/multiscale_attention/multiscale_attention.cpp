@@ -197,14 +197,8 @@ Gradients backward_cpu(Tensor grad_out, Tensor q, Tensors ks, Tensors vs, Tensor
 
 #if defined(HYBRID_WITH_CUDA) || defined(HYBRID_HOST_EMULATOR)
 
-void check_cuda_dtype(const Tensor& q) {
-  check(q.scalar_type() != ScalarType::Double, kOp,
-        ": q has float64, which only the CPU and reference backends compute; convert it, or use "
-        "hybrid_kernels.use_backend('reference')");
-}
-
 std::tuple<Tensor, Tensor> forward_cuda(Tensor q, Tensors ks, Tensors vs, double scale) {
-  check_cuda_dtype(q);
+  check_cuda_dtype(kOp, "q", q);
   return forward(q, ks, vs, scale, [&](const MultiscaleAttentionParams& p) {
     launch_on_device_of(kOp, q,
                         [&](void* stream) { return hk_multiscale_attention_forward(&p, stream); });
@@ -214,7 +208,7 @@ std::tuple<Tensor, Tensor> forward_cuda(Tensor q, Tensors ks, Tensors vs, double
 Gradients backward_cuda(Tensor grad_out, Tensor q, Tensors ks, Tensors vs, Tensor out, Tensor lse,
                         double scale, bool need_q, std::vector<bool> need_ks,
                         std::vector<bool> need_vs) {
-  check_cuda_dtype(q);
+  check_cuda_dtype(kOp, "q", q);
   return backward(
       grad_out, q, ks, vs, out, lse, scale, need_q, need_ks, need_vs,
       [](const MultiscaleAttentionParams& p) {

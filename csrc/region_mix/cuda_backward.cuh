@@ -125,9 +125,9 @@ __global__ void __launch_bounds__(kThreads, K == 7 ? 1 : 2)
 template <class T, int K, int V>
 int launch_backward(const RegionMixParams& p, void* stream) {
   const Partials partials = partials_of(p);
-  const dim3 grid(static_cast<unsigned>(partials.parts * tiles_of(p)));
+  const dim3 grid(static_cast<unsigned>(partials.parts * channel_tiles(p.C)));
   if (int error = HYBRID_LAUNCH((backward_kernel<T, K, V>), grid, dim3(kThreads), 0, stream, p,
-                                tiles_of(p), partials))
+                                channel_tiles(p.C), partials))
     return error;
   if (int error = fold(partials, 0, K * K * p.C, p.grad_weight, stream)) return error;
   return fold(partials, partials.row - p.C, p.C, p.grad_bias, stream);

@@ -58,7 +58,8 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 template <class T, int K, int V>
 int launch_forward(const RegionMixParams& p, void* stream) {
-  const int bands = static_cast<int>(ceil_div<int64_t>(p.H, kStripRows)), tiles = tiles_of(p);
+  const int bands = static_cast<int>(ceil_div<int64_t>(p.H, kStripRows)),
+            tiles = channel_tiles(p.C);
   const int64_t groups = ceil_div<int64_t>(p.B * bands * p.W, kSlots<V>);
   const dim3 grid(static_cast<unsigned>(groups * tiles));
   return HYBRID_LAUNCH((forward_kernel<T, K, V>), grid, dim3(kThreads), 0, stream, p, tiles, bands);

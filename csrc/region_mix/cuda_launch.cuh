@@ -17,14 +17,10 @@ namespace {
 
 constexpr int64_t kBackwardBlocks = 1024;  // to aim at
 
-inline int tiles_of(const RegionMixParams& p) {
-  return static_cast<int>(ceil_div<int64_t>(p.C, kTile));
-}
-
 // The partial sums of the taps, then of the bias.
 inline Partials partials_of(const RegionMixParams& p) {
   const int64_t terms = (p.grad_weight ? p.side * p.side : 0) + (p.grad_bias ? 1 : 0);
-  const int64_t wanted = ceil_div<int64_t>(kBackwardBlocks, tiles_of(p)),
+  const int64_t wanted = ceil_div<int64_t>(kBackwardBlocks, channel_tiles(p.C)),
                 most = p.B * p.rows * p.columns;
   return {static_cast<float*>(p.workspace), wanted < most ? wanted : most, terms * p.C};
 }

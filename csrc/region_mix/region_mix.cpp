@@ -3,8 +3,7 @@
 
 #include <tuple>
 
-#include "../common/launch.h"
-#include "../common/stencil/tensors.h"
+#include "../common/stencil/cuda_tensors.h"
 
 namespace hybrid {
 namespace {
@@ -119,8 +118,7 @@ Gradients backward_cpu(Tensor grad, Tensor x, Tensor g, Tensor weight, int64_t r
 #if defined(HYBRID_WITH_CUDA) || defined(HYBRID_HOST_EMULATOR)
 
 Tensor forward_cuda(Tensor x, Tensor g, Tensor weight, int64_t region, Parameter bias) {
-  check_map(kOp, "x", x);
-  check_pixels(kOp, x);
+  check_cuda_map(kOp, x);
   return forward({x, g, weight, region}, bias, [&](const RegionMixParams& p) {
     launch_on_device_of(kOp, x, [&](void* stream) { return hk_region_mix_forward(&p, stream); });
   });
@@ -128,8 +126,7 @@ Tensor forward_cuda(Tensor x, Tensor g, Tensor weight, int64_t region, Parameter
 
 Gradients backward_cuda(Tensor grad, Tensor x, Tensor g, Tensor weight, int64_t region, bool need_x,
                         bool need_g, bool need_weight, bool need_bias) {
-  check_map(kOp, "x", x);
-  check_pixels(kOp, x);
+  check_cuda_map(kOp, x);
   return backward(
       grad, {x, g, weight, region}, {need_x, need_g, need_weight, need_bias},
       [](const RegionMixParams& p) { return hk_region_mix_workspace_bytes(&p); },

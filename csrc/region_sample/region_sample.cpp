@@ -3,8 +3,7 @@
 
 #include <tuple>
 
-#include "../common/launch.h"
-#include "../common/stencil/tensors.h"
+#include "../common/stencil/cuda_tensors.h"
 
 namespace hybrid {
 namespace {
@@ -116,8 +115,7 @@ Gradients backward_cpu(Tensor grad, Tensor x, Tensor weight, Parameter dx_init, 
 #if defined(HYBRID_WITH_CUDA) || defined(HYBRID_HOST_EMULATOR)
 
 Tensor forward_cuda(Tensor x, Tensor weight, Parameter bias) {
-  check_map(kOp, "x", x);
-  check_pixels(kOp, x);
+  check_cuda_map(kOp, x);
   return forward(x, weight, bias, [&](const RegionSampleParams& p) {
     launch_on_device_of(kOp, x, [&](void* stream) { return hk_region_sample_forward(&p, stream); });
   });
@@ -125,8 +123,7 @@ Tensor forward_cuda(Tensor x, Tensor weight, Parameter bias) {
 
 Gradients backward_cuda(Tensor grad, Tensor x, Tensor weight, Parameter dx_init, bool need_x,
                         bool need_weight, bool need_bias) {
-  check_map(kOp, "x", x);
-  check_pixels(kOp, x);
+  check_cuda_map(kOp, x);
   return backward(
       {grad, x, weight, dx_init, need_x, need_weight, need_bias},
       [](const RegionSampleParams& p) { return hk_region_sample_workspace_bytes(&p); },

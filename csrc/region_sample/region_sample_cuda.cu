@@ -81,11 +81,9 @@ __global__ void __launch_bounds__(kThreads, 2)
                     has_channels ? sums + partials.row - p.C : nullptr);
 }
 
-int tiles_of(const Params& p) { return static_cast<int>(ceil_div<int64_t>(p.C, kTile)); }
-
 Partials partials_of(const Params& p) {
   const int64_t taps = p.region * p.region, regions = p.B * p.rows * p.columns;
-  const int64_t wanted = ceil_div<int64_t>(kBackwardBlocks, taps * tiles_of(p));
+  const int64_t wanted = ceil_div<int64_t>(kBackwardBlocks, taps * channel_tiles(p.C));
   const int64_t most = ceil_div<int64_t>(regions, kSlots<1>);
   const int64_t terms = (p.grad_weight ? taps : 0) + (p.grad_bias ? 1 : 0);
   return {static_cast<float*>(p.workspace), wanted < most ? wanted : most, terms * p.C};
@@ -100,17 +98,18 @@ bool is_packed(const Params& p) {
 template <class T, int V>
 int launch_forward(const Params& p, void* stream) {
   const int64_t groups = ceil_div<int64_t>(p.B * p.rows * p.columns, kSlots<V>);
-  const dim3 grid(static_cast<unsigned>(groups * tiles_of(p)));
-  return HYBRID_LAUNCH((forward_kernel<T, V>), grid, dim3(kThreads), 0, stream, p, tiles_of(p));
+  const dim3 grid(static_cast<unsigned>(groups * channel_tiles(p.C)));
+  return HYBRID_LAUNCH((forward_kernel<T, V>), grid, dim3(kThreads), 0, stream, p,
+                       channel_tiles(p.C));
 }
 
 template <class T, int V>
 int launch_backward(const Params& p, void* stream) {
   const int64_t taps = p.region * p.region;
   const Partials partials = partials_of(p);
-  const dim3 grid(static_cast<unsigned>(partials.parts * taps * tiles_of(p)));
+  const dim3 grid(static_cast<unsigned>(partials.parts * taps * channel_tiles(p.C)));
   if (int error = HYBRID_LAUNCH((backward_kernel<T, V>), grid, dim3(kThreads), 0, stream, p,
-                                tiles_of(p), partials))
+                                channel_tiles(p.C), partials))
     return error;
   if (int error = fold(partials, 0, taps * p.C, p.grad_weight, stream)) return error;
   return fold(partials, partials.row - p.C, p.C, p.grad_bias, stream);

@@ -200,11 +200,7 @@ struct Cpu {
 #if defined(HYBRID_WITH_CUDA) || defined(HYBRID_HOST_EMULATOR)
 
 struct Cuda {
-  static void check_dtype(const Tensor& k) {
-    check(k.scalar_type() != ScalarType::Double, kOp,
-          ": k has float64, which only the CPU and reference backends compute; convert it, or use "
-          "hybrid_kernels.use_backend('reference')");
-  }
+  static void check_dtype(const Tensor& k) { check_cuda_dtype(kOp, "k", k); }
   static int64_t forward_workspace(const SingleQueryAttentionParams& p) {
     return hk_single_query_attention_forward_workspace(&p);
   }

@@ -2,6 +2,7 @@
 // pixels, and a second kernel adds those in a fixed order.
 #pragma once
 
+#include "../cuda_sums.cuh"
 #include "cuda_channels.cuh"
 
 namespace hybrid {
@@ -34,31 +35,11 @@ __device__ __forceinline__ void store_block_sum(const Channels<V>& value, int la
   }
 }
 
-constexpr int kFoldColumns = 32, kFoldRows = kThreads / kFoldColumns;
-
-__global__ void __launch_bounds__(kThreads)
-    fold_kernel(const float* partial, int64_t parts, int64_t row, int64_t columns, float* out) {
-  HYBRID_SHARED(float, sums, [kFoldRows][kFoldColumns]);
-  const int x = threadIdx.x % kFoldColumns, y = threadIdx.x / kFoldColumns;
-  const int64_t column = static_cast<int64_t>(blockIdx.x) * kFoldColumns + x;
-  float total = 0;
-  if (column < columns) {
-#pragma unroll 4
-    for (int64_t part = y; part < parts; part += kFoldRows) total += partial[part * row + column];
-  }
-  sums[y][x] = total;
-  __syncthreads();
-  if (y != 0 || column >= columns) return;
-  for (int other = 1; other < kFoldRows; ++other) total += sums[other][x];
-  out[column] = total;
-}
-
 // out[i] = the sum over all parts of element first + i, unless out is null.
 inline int fold(const Partials& partials, int64_t first, int64_t columns, void* out, void* stream) {
   if (!out) return 0;
-  const dim3 grid(static_cast<unsigned>(ceil_div<int64_t>(columns, kFoldColumns)));
-  return HYBRID_LAUNCH((fold_kernel), grid, dim3(kThreads), 0, stream, partials.data + first,
-                       partials.parts, partials.row, columns, static_cast<float*>(out));
+  return launch_sum_entries(partials.data + first, partials.parts, partials.row,
+                            static_cast<float*>(out), columns, stream);
 }
 
 }  // namespace

@@ -23,13 +23,6 @@ inline void check_map(const char* op, const char* name, const Tensor& x) {
         "; expected at least one pixel");
 }
 
-// What CUDA kernels that count pixels in 32 bits can serve.
-inline void check_pixels(const char* op, const Tensor& x) {
-  const int64_t pixels = x.size(0) * x.size(1) * x.size(2);
-  check(pixels <= INT32_MAX / 2, op, ": x has ", pixels, " pixels; CUDA takes at most ",
-        INT32_MAX / 2, ": split the batch");
-}
-
 // A map of the shape, dtype and device of x, which the op may call otherwise.
 inline void check_like(const char* op, const char* name, const Tensor& t, const Tensor& x,
                        const char* name_of_x = "x") {

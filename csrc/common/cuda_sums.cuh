@@ -1,8 +1,8 @@
 // The second stage of deterministic reductions: partial sums added in a fixed order.
 #pragma once
 
-#include "../device.h"
-#include "../types.h"
+#include "device.h"
+#include "types.h"
 
 namespace hybrid {
 namespace {
