@@ -283,6 +283,29 @@ def test_whitening_equals_the_reference(height, width, convolves, axis):
     torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-10)
 
 
+@pytest.mark.parametrize("gate", [True, False])
+@pytest.mark.parametrize("pool", [lambda n, p: -(-n // p), lambda n, p: n // p])
+def test_gathering_of_scales_equals_the_reference(pool, gate):
+    torch.manual_seed(0)
+    height, width = 7, 9
+    shapes = [*((2, pool(height, p), pool(width, p), 3) for p in (2, 1, 4)), (2, 2, 3), (4, 4, 3)]
+    shapes += [(5, 9), *[(2, height, width, 6), (5, 6)][: 2 * gate]]
+    leaves = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in shapes]
+    maps, (first, last), weight = leaves[:3], leaves[3:5], leaves[5]
+    gates = leaves[6:] or [None, None]
+    arguments = maps, [first, None, last], weight, height, width, *gates
+    ys = [ops.propagate_conv(*arguments) for ops in (FUSED, REFERENCE)]
+    grad = torch.randn_like(ys[0])
+    found, expected = ([y, *torch.autograd.grad(y, leaves, grad)] for y in ys)
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-10)
+
+
+def test_a_gate_needs_both_its_parts():
+    x, weight = torch.randn(1, 2, 2, 3), torch.randn(4, 3)
+    with pytest.raises(ValueError, match="given together"):
+        FUSED.propagate_conv([x], [None], weight, 2, 2, x, None)
+
+
 @pytest.mark.parametrize("name", SOFTMAX_FAMILIES)
 def test_every_family_is_as_accurate_as_the_reference(name):
     torch.manual_seed(0)

@@ -15,6 +15,8 @@ from python_ref.ops import (
     patch_embed,
     patch_embed_backward,
     propagate,
+    propagate_cat,
+    propagate_cat_backward,
     propagate_conv,
     propagate_conv_backward,
     strip_dwconv,
@@ -148,6 +150,27 @@ def test_pooling_undoes_propagation_with_ones(height, width, pool_mode, patch):
     for kind in ("avg", "max"):
         pooled, *_ = patch_embed(spread, eye, patch, kind, pool_mode)
         torch.testing.assert_close(pooled, z, **TOLERANCE)
+
+
+@every_size
+def test_joined_maps_equal_their_parts_side_by_side(height, width):
+    torch.manual_seed(0)
+    plain, z = random(2, height, width, 2, grad=True), random(2, -(-height // 2), -(-width // 2), 3)
+    inputs = plain, z.requires_grad_(), random(2, 2, 3, grad=True)
+
+    def ours(plain, z, kernel):
+        return propagate_cat([plain, z], [kernel], [False, True], height, width)
+
+    check_equal(ours, lambda x, z, k: torch.cat([x, upsampled(z, k, height, width)], dim=3), inputs)
+    y = ours(*inputs)
+    grad = torch.randn_like(y)
+    expected = gradients(y, inputs, (grad,))
+    call = grad, inputs[:2], inputs[2:], [False, True], height, width
+    with torch.no_grad():
+        found = propagate_cat_backward(*call, [True, True], [True])
+        nothing = propagate_cat_backward(*call, [False, False], [False])
+    torch.testing.assert_close([*found[0], *found[1]], expected, **TOLERANCE)
+    assert all(g.shape == (0,) for gradients in nothing for g in gradients)
 
 
 def joined_sample(gate: bool):

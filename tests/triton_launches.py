@@ -209,6 +209,16 @@ def centred_depthwise(problem: str) -> None:
     op.centred_dwconv_backward(y, x, weight, mean, True, True)
 
 
+def spread_and_join(problem: str) -> None:
+    from hybrid_kernels.triton import propagate_cat as op
+
+    dtype = DTYPES[problem]
+    maps = [empty(8, n, n, 96, dtype=dtype) for n in (25, 50)]
+    inputs = maps, [empty(2, 2, 96)], [True, False], 50, 50
+    y = op.propagate_cat(*inputs)
+    op.propagate_cat_backward(y, *inputs, [True, True], [True])
+
+
 def downsample(problem: str, norm: bool) -> None:
     from hybrid_kernels.triton import downsample_pair as op
 
@@ -299,6 +309,7 @@ CALLS: dict[str, tuple[Call, ...]] = {
     "partial_combine": (combine,),
     "patch_embed": (embed_patches,),
     "pool_cat": (pool,),
+    "propagate_cat": (spread_and_join,),
     "reduction": (fuse,),
     "region_mix": (mix_regions, lambda p: mix_regions(p, (True, True, False, False))),
     "region_sample": (sample_regions,),

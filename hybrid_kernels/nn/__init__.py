@@ -20,6 +20,7 @@ from .modules import (
     StaticBranch,
     WindowAttention,
 )
+from .propagate_conv import propagate_conv
 from .whiten_conv import whiten_conv
 
 __all__ = [
@@ -43,5 +44,6 @@ __all__ = [
     "dwconv_qkv",
     "fused_ops",
     "is_fused",
+    "propagate_conv",
     "whiten_conv",
 ]

@@ -32,6 +32,7 @@ from ..ops import (
 )
 from .branch_linear import branch_project_in, branch_project_out
 from .dwconv_qkv import dwconv_qkv
+from .propagate_conv import propagate_conv
 from .strip_dwconv import strip_dwconv
 from .whiten_conv import whiten_conv
 
@@ -57,6 +58,7 @@ FUSED = replace(
     partial_combine=partial_combine,
     patch_embed=patch_embed,
     pool_cat=pool_cat,
+    propagate_conv=propagate_conv,
     region_fork=region_fork,
     region_mix=region_mix,
     single_query_attention=single_query_attention,

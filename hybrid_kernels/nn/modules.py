@@ -153,14 +153,18 @@ class GlobalAttention(OnFusedOps, ReferenceGlobalAttention):
 
 
 class StaticBranch(OnFusedOps, ReferenceStaticBranch):
-    """Convolutions at three scales and a gate: `centred_dwconv`, `patch_embed`, `dwconv_act`.
+    """Convolutions at three scales and a gate.
+
+    On `centred_dwconv`, `patch_embed`, `dwconv_act` and `propagate_cat`.
 
     Source: the same thesis, chapter 3, Eq. 3.1-3.5.
     """
 
 
 class DynamicBranch(OnFusedOps, ReferenceDynamicBranch):
-    """Attention between pooled patches at several scales: `patch_embed` and the given mixers.
+    """Attention between pooled patches at several scales.
+
+    On `patch_embed`, `propagate_cat` and the given mixers.
 
     Source: the same thesis, chapter 3, Eq. 3.6-3.11.
     """

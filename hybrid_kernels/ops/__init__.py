@@ -21,6 +21,7 @@ from .multiscale_attention import multiscale_attention
 from .partial_combine import partial_combine
 from .patch_embed import patch_embed
 from .pool_cat import pool_cat
+from .propagate_cat import propagate_cat
 from .region_attention import region_attention, region_fork
 from .region_mix import region_mix
 from .region_sample import region_sample
@@ -52,6 +53,7 @@ __all__ = [
     "partial_combine",
     "patch_embed",
     "pool_cat",
+    "propagate_cat",
     "region_attention",
     "region_fork",
     "region_mix",

@@ -47,6 +47,7 @@ from python_ref.ops.multiscale_attention import (
 from python_ref.ops.partial_combine import partial_combine, partial_combine_backward
 from python_ref.ops.patch_embed import patch_embed, patch_embed_backward, patch_embed_out
 from python_ref.ops.pool_cat import pool_cat, pool_cat_backward
+from python_ref.ops.propagate_cat import propagate_cat, propagate_cat_backward
 from python_ref.ops.propagate_conv import propagate, propagate_conv, propagate_conv_backward
 from python_ref.ops.region_fork import region_fork
 from python_ref.ops.region_mix import region_mix, region_mix_backward
@@ -124,6 +125,8 @@ __all__ = [
     "pool_cat",
     "pool_cat_backward",
     "propagate",
+    "propagate_cat",
+    "propagate_cat_backward",
     "propagate_conv",
     "propagate_conv_backward",
     "region_fork",

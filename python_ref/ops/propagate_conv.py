@@ -120,7 +120,7 @@ def propagate_conv_backward(
     parts = (grad @ weight).split([z.shape[3] for z in maps], dim=3)
     grad_maps, grad_kernels = [none.to(z.dtype) for z in maps], [none] * len(maps)
     for i, (part, z, kernel) in enumerate(zip(parts, tokens, taps, strict=True)):
-        cells = None if kernel is None else _cells(part, z, kernel)
+        cells = None if kernel is None else pixels_by_token(part, z, kernel)
         if need_maps[i]:
             grad_z = part if cells is None else torch.einsum("btasec,aec->btsc", cells, kernel)
             grad_maps[i] = grad_z.to(maps[i].dtype)
@@ -129,7 +129,7 @@ def propagate_conv_backward(
     return grad_maps, grad_kernels, grad_weight, grad_gate_x, grad_gate_weight
 
 
-def _cells(grad: Tensor, z: Tensor, kernel: Tensor) -> Tensor:
+def pixels_by_token(grad: Tensor, z: Tensor, kernel: Tensor) -> Tensor:
     """Pixels by token: (B, H, W, C) -> (B, h, p, w, p, C), zero beyond the map."""
     patch, (rows, columns) = kernel.shape[0], z.shape[1:3]
     bottom, right = rows * patch - grad.shape[1], columns * patch - grad.shape[2]
