@@ -19,43 +19,66 @@ constexpr int kSource[8][kTaps] = {
 };
 constexpr int kQuarterTurn = 1, kHalfTurn = 2, kQuarterBack = 3, kMirror = 4;  // elements
 
-// The largest response and whose it is: element 4 mirror + 2 half + quarter, each of them 0 or 1.
+// The largest response, and the number of the element that gives it.
 template <class V>
 struct Winner {
-  V response, quarter, half, mirror;
+  V response, element;
 };
 
-// The first of equal responses wins, and NaN is larger than every number. The product under the
-// centre is the same for all; the others are added in one order, so that equal terms give equal
-// sums.
+// Corners and edges, among which every element permutes the taps, are summed apart: the sums wait
+// half as long. Terms are added in one order for all, so that equal ones give equal sums.
+template <int e, class V>
+inline __attribute__((always_inline)) V response_of(const V (&seen)[kTaps], const V (&taps)[kTaps],
+                                                    V centre) {
+  V corners = taps[kSource[e][0]] * seen[0], edges = centre;
+#pragma GCC unroll 9
+  for (int t = 1; t < kTaps; ++t) {
+    V& sum = t % 2 ? edges : corners;
+    if (t != kCentre) sum = fma(taps[kSource[e][t]], seen[t], sum);
+  }
+  return corners + edges;
+}
+
+// Among `count` elements from `first` on, by halves: the fewer comparisons wait for each other, the
+// more pixels are at work at once. The first of equal responses wins, and NaN is larger than every
+// number.
+template <int first, int count, class V>
+inline __attribute__((always_inline)) Winner<V> largest_among(const V (&seen)[kTaps],
+                                                              const V (&taps)[kTaps], V centre) {
+  if constexpr (count == 1) {
+    return {response_of<first>(seen, taps, centre), constant<V>(first)};
+  } else {
+    const auto a = largest_among<first, count / 2>(seen, taps, centre);
+    const auto b = largest_among<first + count / 2, count / 2>(seen, taps, centre);
+    return {select_exceeding(b.response, a.response, b.response, a.response),
+            select_exceeding(b.response, a.response, b.element, a.element)};
+  }
+}
+
 template <int kElements, class V>
 inline __attribute__((always_inline)) Winner<V> largest_response(const V (&seen)[kTaps],
                                                                  const V (&taps)[kTaps]) {
-  const V zero{}, one = constant<V>(1), centre = taps[kCentre] * seen[kCentre];
-  Winner<V> winner{zero, zero, zero, zero};
-#pragma GCC unroll 8
-  for (int e = 0; e < kElements; ++e) {
-    V response = centre;
-#pragma GCC unroll 9
-    for (int t = 0; t < kTaps; ++t)
-      if (t != kCentre) response = fma(taps[kSource[e][t]], seen[t], response);
-    if (e == 0) {
-      winner.response = response;
-      continue;
-    }
-    const V before = winner.response;
-    const auto replace = [&](V& of, V by) __attribute__((always_inline)) {
-      of = select_exceeding(response, before, by, of);
-    };
-    replace(winner.response, response);
-    replace(winner.quarter, e & 1 ? one : zero);
-    replace(winner.half, e & 2 ? one : zero);
-    if (kElements == 8) replace(winner.mirror, e & 4 ? one : zero);
-  }
-  return winner;
+  return largest_among<0, kElements>(seen, taps, taps[kCentre] * seen[kCentre]);
 }
 
-// Where flag is 1, values moved as element e moves a kernel.
+// An element in three steps: each is taken in the lanes where it is positive.
+template <class V>
+struct Steps {
+  V mirror, half_turn, quarter_turn;
+};
+
+template <class V>
+inline __attribute__((always_inline)) Steps<V> steps_of(V element) {
+  Steps<V> steps;
+  steps.mirror = element - constant<V>(3.5);
+  V turns = select_positive(steps.mirror, element - constant<V>(4), element);
+  steps.half_turn = turns - constant<V>(1.5);
+  turns = select_positive(steps.half_turn, turns - constant<V>(2), turns);
+  steps.quarter_turn = turns - constant<V>(0.5);
+  return steps;
+}
+
+// Where flag is positive, values moved as element e moves a kernel.
 template <int e, class V>
 inline __attribute__((always_inline)) void move_where(V flag, V (&values)[kTaps]) {
   V moved[kTaps];
@@ -68,20 +91,22 @@ inline __attribute__((always_inline)) void move_where(V flag, V (&values)[kTaps]
   for (int t = 0; t < kTaps; ++t) values[t] = moved[t];
 }
 
-// A kernel in the winner's orientation.
+// A kernel in the orientation of an element.
 template <int kElements, class V>
-inline __attribute__((always_inline)) void turn(const Winner<V>& winner, V (&taps)[kTaps]) {
-  if (kElements == 8) move_where<kMirror>(winner.mirror, taps);
-  move_where<kHalfTurn>(winner.half, taps);
-  move_where<kQuarterTurn>(winner.quarter, taps);
+inline __attribute__((always_inline)) void turn(V element, V (&taps)[kTaps]) {
+  const auto steps = steps_of(element);
+  if (kElements == 8) move_where<kMirror>(steps.mirror, taps);
+  move_where<kHalfTurn>(steps.half_turn, taps);
+  move_where<kQuarterTurn>(steps.quarter_turn, taps);
 }
 
-// The inverse: what the winner saw, each value under the tap that met it.
+// The inverse: what was seen, each value under the tap that met it.
 template <int kElements, class V>
-inline __attribute__((always_inline)) void turn_back(const Winner<V>& winner, V (&seen)[kTaps]) {
-  move_where<kQuarterBack>(winner.quarter, seen);
-  move_where<kHalfTurn>(winner.half, seen);
-  if (kElements == 8) move_where<kMirror>(winner.mirror, seen);
+inline __attribute__((always_inline)) void turn_back(V element, V (&seen)[kTaps]) {
+  const auto steps = steps_of(element);
+  move_where<kQuarterBack>(steps.quarter_turn, seen);
+  move_where<kHalfTurn>(steps.half_turn, seen);
+  if (kElements == 8) move_where<kMirror>(steps.mirror, seen);
 }
 
 }  // namespace

@@ -18,7 +18,7 @@ void lift_pool_backward(const LiftPoolParams& p, int64_t begin, int64_t end);
 namespace {
 
 constexpr int64_t kSide = 3;
-constexpr int64_t kTilePixels = 8;  // walked with the taps in registers, then the next channels
+constexpr int64_t kTilePixels = 16;  // walked with the taps in registers
 
 template <class T>
 Cut<T> cut_of(const LiftPoolParams& p) {
@@ -44,7 +44,8 @@ class Worker {
         pitch_((p.W + 2) * width_),
         x_(kSide, p.H, p.W, 1, width_),
         outside_(static_cast<size_t>(pitch_)),
-        taps_(width_) {
+        taps_(width_),
+        winners_(static_cast<size_t>(p.W * Arithmetic<T>::kCount)) {
     zero(&outside_[0], pitch_);
   }
 
@@ -179,31 +180,27 @@ class Worker {
       });
   }
 
-  // Row i of outputs: what it gives to three rows of dx, and, unless null, to the sums.
+  // Row i of outputs: what it gives to the sums, unless null, and to three rows of dx. Winners are
+  // kept between the two, which together need more registers than there are.
   void backward_row(const Job& job, int64_t image, int64_t i, const Scalar* dy, const GradRows& dx,
                     Scalar* sums, int64_t sum_row) const {
-    const bool needs_x = p_.grad_x.data;
+    constexpr int kCount = Arithmetic<T>::kCount;
     const int64_t width = width_;
-    Scalar* const grads[kSide] = {dx.row(i - 1), dx.row(i), dx.row(i + 1)};
     const Ahead<T> next(p_.grad, p_.H, image, i + 1, job.channel);
     const Ahead<T> next_x(p_.x, p_.H, image, i + 2, job.channel);
-    for (int64_t c = 0; c < width; c += Arithmetic<T>::kCount) {
-      V taps[kTaps], sum[kTaps] = {}, open[kTaps] = {};
+    for (int64_t c = 0; c < width; c += kCount) {
+      V taps[kTaps], sum[kTaps] = {};
       load_taps(c, taps);
       slide(i, 0, p_.W, c,
-            [=, &taps, &sum, &open](int64_t j, const V(&seen)[kTaps])
+            [=, &taps, &sum, winners = &winners_[0]](int64_t j, const V(&seen)[kTaps])
                 __attribute__((always_inline)) {
                   next.fetch(j, c);
                   next_x.fetch(j, c);
-                  const V g = load(dy + j * width + c);
-                  const auto winner = largest_response<kElements>(seen, taps);
-                  if (sums) add_upright(g, winner, seen, sum);
-                  if (needs_x) {
-                    add_to_pixels(g, winner, taps, open);
-                    close_column(grads, j * width + c, open);
-                  }
+                  const V winner = largest_response<kElements>(seen, taps).element;
+                  if (sums) add_upright(load(dy + j * width + c), winner, seen, sum);
+                  store(winners + j * kCount, winner);
                 });
-      if (needs_x) close_column(grads, p_.W * width + c, open);
+      if (p_.grad_x.data) add_to_pixels(dy + c, taps, dx, i, c);
       if (!sums) continue;
 #pragma GCC unroll 9
       for (int t = 0; t < kTaps; ++t) {
@@ -214,8 +211,8 @@ class Worker {
   }
 
   // The gradient of the taps.
-  static __attribute__((always_inline)) void add_upright(V g, const Winner<V>& winner,
-                                                         const V (&seen)[kTaps], V (&sum)[kTaps]) {
+  static __attribute__((always_inline)) void add_upright(V g, V winner, const V (&seen)[kTaps],
+                                                         V (&sum)[kTaps]) {
     V upright[kTaps];
 #pragma GCC unroll 9
     for (int t = 0; t < kTaps; ++t) upright[t] = seen[t];
@@ -224,16 +221,24 @@ class Worker {
     for (int t = 0; t < kTaps; ++t) sum[t] = fma(g, upright[t], sum[t]);
   }
 
-  // What an output gives to the pixels that it saw, added to the three open columns of them.
-  static __attribute__((always_inline)) void add_to_pixels(V g, const Winner<V>& winner,
-                                                           const V (&taps)[kTaps],
-                                                           V (&open)[kTaps]) {
-    V kernel[kTaps];
+  // What row i of outputs gives to the pixels that it saw, in three columns that stay open while an
+  // output may still add to them.
+  void add_to_pixels(const Scalar* dy, const V (&taps)[kTaps], const GradRows& dx, int64_t i,
+                     int64_t c) const {
+    constexpr int kCount = Arithmetic<T>::kCount;
+    Scalar* const grads[kSide] = {dx.row(i - 1) + c, dx.row(i) + c, dx.row(i + 1) + c};
+    V open[kTaps] = {};
+    for (int64_t j = 0; j < p_.W; ++j) {
+      V kernel[kTaps];
 #pragma GCC unroll 9
-    for (int t = 0; t < kTaps; ++t) kernel[t] = taps[t];
-    turn<kElements>(winner, kernel);
+      for (int t = 0; t < kTaps; ++t) kernel[t] = taps[t];
+      turn<kElements>(load(winners_ + j * kCount), kernel);
+      const V g = load(dy + j * width_);
 #pragma GCC unroll 9
-    for (int t = 0; t < kTaps; ++t) open[t] = fma(g, kernel[t], open[t]);
+      for (int t = 0; t < kTaps; ++t) open[t] = fma(g, kernel[t], open[t]);
+      close_column(grads, j * width_, open);
+    }
+    close_column(grads, p_.W * width_, open);
   }
 
   // Adds the left column, which no further output of the row sees, to three rows of dx. To the
@@ -257,6 +262,7 @@ class Worker {
   RowRing<Scalar> x_;
   AlignedBuffer<Scalar> outside_;  // a row of zeros
   Taps<Scalar, kSide> taps_;
+  AlignedBuffer<Scalar> winners_;  // of a row of outputs, for one vector of channels
 };
 
 // run(worker) with a worker for the group.
