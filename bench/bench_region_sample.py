@@ -47,7 +47,8 @@ BENCH = OpBench(
     min_bytes=min_bytes,
     baselines={"channels first": channels_first, "weighted sum": weighted_sum},
     goals=TIER_1,
-    limited_by="cold reads, and on small maps the fixed cost of a call",
+    limited_by="cold reads, and on small maps the fixed cost of a call: forward and backward of "
+    "2 x 4 x 4 pixels take 0.04 ms, with cold caches 0.3 ms; in bfloat16 conversions, too",
 )
 
 if __name__ == "__main__":

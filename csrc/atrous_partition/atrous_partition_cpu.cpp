@@ -16,7 +16,7 @@ namespace HYBRID_ISA {
 namespace {
 
 constexpr int64_t kLine = 64;                       // bytes of a cache line
-constexpr int64_t kStreamBytes = int64_t{6} << 20;  // results from this size on bypass the caches
+constexpr int64_t kStreamBytes = int64_t{4} << 20;  // results from this size on bypass the caches
 
 // A line as floats, which these instructions move unchanged, whatever the bits mean.
 inline void copy_line(void* to, const void* from) {
