@@ -46,6 +46,7 @@ SAMPLES = (
     _sample("other_size", (7, 4, 9, 12), 8, heads=1, cost=Cost.LARGE),
     _sample("many_tokens", (1, 4, 4, 8), 19, cost=Cost.LARGE),
     _sample("width_18", (1, 4, 3, 36), 3, cost=Cost.LARGE),
+    _sample("large_scores", (1, 3, 3, 8), 3, heads=1, scale=8.0, cost=Cost.LARGE),
     _sample("one_row", (1, 1, 4, 3), 2, heads=1, cost=Cost.SMALL),
     _sample("one_token", (1, 3, 2, 4), 1, cost=Cost.LARGE),
     _sample("one_pixel", (2, 1, 1, 8), 3, cost=Cost.LARGE),

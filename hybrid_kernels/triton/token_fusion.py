@@ -45,6 +45,18 @@ def attend(query, k, v, image, head, tokens, scale, D: tl.constexpr, KEYS: tl.co
     return mixed / total[:, None]
 
 
+@triton.jit
+def load_softmax(saved, row, exists):
+    """Largest score (base 2) of rows of queries, 1 / sum of the weights relative to it, and D.
+
+    One log-sum-exp instead of the first two would spoil weights by the rounding of large scores.
+    """
+    row = saved + row * 3
+    peak = tl.load(row, mask=exists, other=float("inf"))  # weights of 0
+    inverse = tl.load(row + 1, mask=exists, other=0.0)
+    return peak, inverse, tl.load(row + 2, mask=exists, other=0.0)
+
+
 @triton.jit(do_not_specialize=["pixels", "tokens", "heads"])
 def forward(
     q,  # (tensor (B, N, h, d), strides)
@@ -80,7 +92,7 @@ def by_query(
     v,
     grad,  # (tensor (B, N, h, d), strides)
     grad_q,
-    saved,  # (B, h, N, 2) float32: log-sum-exp (base 2) and D, written for by_key
+    saved,  # (B, h, N, 3) float32: see `load_softmax`, written for by_key
     pixels,
     tokens,
     heads,
@@ -114,11 +126,12 @@ def by_query(
         product = weight * tl.dot(g, tl.trans(values), input_precision="ieee")
         row_dot = row_dot * shrink + tl.sum(product, axis=1)
         peak = new_peak
-    lse = peak + tl.log2(total)
-    row_dot = row_dot / total
-    row = saved + (pair * pixels + pixel) * 2
-    tl.store(row, lse, mask=exists)
-    tl.store(row + 1, row_dot, mask=exists)
+    inverse = 1.0 / total
+    row_dot = row_dot * inverse
+    row = saved + (pair * pixels + pixel) * 3
+    tl.store(row, peak, mask=exists)
+    tl.store(row + 1, inverse, mask=exists)
+    tl.store(row + 2, row_dot, mask=exists)
     if grad_q is None:
         return
     dq = tl.zeros((QUERIES, CHANNELS), tl.float32)
@@ -126,7 +139,8 @@ def by_query(
         key = first + tl.arange(0, KEYS)
         keys = load_rows(k, image, head, key, key < tokens, D, CHANNELS)
         values = load_rows(v, image, head, key, key < tokens, D, CHANNELS)
-        weight = tl.exp2(key_scores(query, keys, key, tokens, scale) - lse[:, None])
+        s = key_scores(query, keys, key, tokens, scale)
+        weight = tl.exp2(s - peak[:, None]) * inverse[:, None]
         dp = tl.dot(g, tl.trans(values), input_precision="ieee")
         ds = weight * (dp - row_dot[:, None])
         dq += tl.dot(ds.to(keys.dtype), keys, input_precision="ieee")
@@ -168,10 +182,9 @@ def by_key(
         exists = pixel < pixels
         query = load_rows(q, image, head, pixel, exists, D, CHANNELS)
         g = load_rows(grad, image, head, pixel, exists, D, CHANNELS)
-        row = saved + (pair * pixels + pixel) * 2
-        lse = tl.load(row, mask=exists, other=float("inf"))  # weights of 0
-        row_dot = tl.load(row + 1, mask=exists, other=0.0)
-        weight = tl.exp2(key_scores(query, keys, key, tokens, scale) - lse[:, None])
+        peak, inverse, row_dot = load_softmax(saved, pair * pixels + pixel, exists)
+        s = key_scores(query, keys, key, tokens, scale)
+        weight = tl.exp2(s - peak[:, None]) * inverse[:, None]
         dp = tl.dot(g, tl.trans(values), input_precision="ieee")
         ds = weight * (dp - row_dot[:, None])
         dk += tl.dot(tl.trans(ds.to(query.dtype)), query, input_precision="ieee")
@@ -207,7 +220,7 @@ def token_fusion_backward(
     grad_q, grad_kv = new_like(q, need_q), new_like(kv, need_kv)
     if not (need_q or need_kv):
         return grad_q, grad_kv
-    saved = torch.empty((B, h, N, 2), dtype=torch.float32, device=q.device)
+    saved = torch.empty((B, h, N, 3), dtype=torch.float32, device=q.device)
     tensors = [rows_of(t) for t in (q, kv[:, :, 0], kv[:, :, 1], grad)]
     numbers = (N, kv.shape[1], h)
     programs = B * h * triton.cdiv(N, chosen["QUERIES"])
