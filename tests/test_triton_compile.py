@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import os
 import re
 import subprocess
@@ -26,9 +27,9 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 # Only now: without triton, or under its interpreter, the tests are skipped.
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
-from triton_launches import calls  # noqa: E402
 
-from hybrid_kernels.triton import launch  # noqa: E402
+from hybrid_kernels.triton import launch, tune  # noqa: E402
+from hybrid_kernels.triton.calls import calls, data  # noqa: E402
 
 # Shared memory that one block may have, in bytes.
 SHARED_LIMIT = {80: 99 * 1024, 90: 227 * 1024}
@@ -198,13 +199,46 @@ def test_cpu_tensors_are_refused_outside_the_interpreter():
 
 
 def test_tuning_without_a_gpu_is_refused(monkeypatch):
-    from hybrid_kernels.triton.tune import tune
-
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(RuntimeError, match="NVIDIA GPU"):
-        tune(["gated_fuse"])
+        tune.tune(["gated_fuse"])
     with pytest.raises(ValueError, match="unknown_op"):
-        tune(["unknown_op"])
+        tune.tune(["unknown_op"])
+
+
+def test_every_configured_kernel_is_tunable(launches):
+    default = launch.table("default")
+    assert set(tune.tunable()) == {(k, p) for k, classes in default.items() for p in classes}
+    for kernel, problem in tune.tunable():
+        with launch.watching() as used:
+            for call in calls(kernel):
+                call(problem)
+        assert (kernel, problem) in used
+
+
+def test_tuning_climbs_to_the_fastest_settings(launches, monkeypatch):
+    kernel, problem = "token_fusion.by_query", "16-bit, e <= 32"
+    wanted = {"QUERIES": 128, "KEYS": 16, "num_warps": 2, "num_stages": 3}
+
+    def time(call):
+        launches.clear()
+        call()
+        meta = next(each.meta for each in launches if belongs(each.kernel, kernel))
+        return 1.0 + sum(abs(math.log2(meta[name] / best)) for name, best in wanted.items())
+
+    monkeypatch.setattr(tune, "median_ms", time)
+    monkeypatch.setattr(launch, "device_name", lambda device: "a_gpu_that_nobody_has_measured")
+    best, before, after = tune.fastest(kernel, problem, torch.device("meta"))
+    assert best == wanted
+    assert before > after == 1.0
+
+
+def test_repeated_calls_get_the_same_tensors():
+    seen = []
+    repeat = tune.repeatable([lambda problem: seen.append(data(2, 3))], "16-bit", "cpu")
+    repeat()
+    repeat()
+    assert seen[0] is seen[1] and seen[0].isfinite().all()
 
 
 def test_settings_of_an_unknown_device_are_the_defaults(monkeypatch):
