@@ -75,7 +75,7 @@ BENCH = OpBench(
         absorbed_case("PartialFormer-B3 stage 2", "single", 32, 784, 1, 8, 128, 49),
         absorbed_case("MCGA stage 1", "group", 32, 3136, 8, 2, 32, quick=True),
         absorbed_case("MCGA stage 2", "group", 32, 784, 8, 2, 64),
-        absorbed_case("MCGA stage 3, by products", "group", 32, 196, 8, 4, 128),
+        absorbed_case("MCGA stage 3", "group", 32, 196, 8, 4, 128),
     ),
     min_bytes=min_bytes,
     baselines={"sdpa": projected_formulation},

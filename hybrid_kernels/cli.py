@@ -67,7 +67,7 @@ def info(as_json: bool) -> None:
 
 def _forms_table(forms: list[dict]) -> Table:
     title = (
-        "single_query_attention_absorbed: multiply-adds per token of its two forms\n"
+        "single_query_attention_absorbed: multiply-adds per token of its two forms, in float32\n"
         "absorbed where 2 C G <= (C + G)(d + dv)"
     )
     table = Table(title=title, title_justify="left")

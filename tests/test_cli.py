@@ -50,7 +50,7 @@ def test_info_tells_the_cheaper_form_of_single_query_attention():
         assert form["absorbed_cost"] == h * G * C * 2  # scores and means over C channels
         assert form["projected_cost"] == 2 * C * C + 2 * C * G  # two projections, then attention
         assert form["is_absorbed"] == (form["absorbed_cost"] <= form["projected_cost"])
-        assert form["is_kernel"] == (not form["is_absorbed"] or (h * G <= 16 and C <= 128))
+        assert form["is_kernel"] == (not form["is_absorbed"] or C <= 128)
     assert {form["is_absorbed"] for form in forms} == {True, False}
     assert "2 C G <= (C + G)(d + dv)" in " ".join(invoke("info").stdout.split())
 

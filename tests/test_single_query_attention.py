@@ -50,7 +50,7 @@ def test_an_index_that_is_no_token_is_refused(index):
         single_query_attention(query, k, v, scale, exclude)
 
 
-# queries, heads, channels, d, dv: by the kernel; too many pairs, or channels, for it; projected
+# queries, heads, channels, d, dv: one call of the kernel, two, too many channels for it; projected
 ABSORBED = ((2, 3, 12, 4, 5), (6, 3, 12, 4, 4), (1, 2, 130, 4, 4))
 PROJECTED = (8, 2, 4, 2, 2)
 
@@ -62,7 +62,8 @@ def test_absorbed_form_equals_the_reference_on_every_path(sizes, shared, has_bia
     queries, heads, channels, d, dv = sizes
     form = single_query_form(queries, heads, channels, d, dv)
     assert form.is_absorbed == (sizes in ABSORBED)
-    assert form.is_kernel == (sizes in (ABSORBED[0], PROJECTED))
+    assert form.is_kernel == (sizes != ABSORBED[2])
+    assert single_query_form(*sizes, torch.bfloat16).is_kernel == (sizes not in ABSORBED[1:])
     make = Maker(torch.float32, DEVICE)
     inputs = [
         make.data(queries, heads, d) if shared else make.data(2, queries, heads, d),

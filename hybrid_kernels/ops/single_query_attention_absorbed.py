@@ -25,9 +25,9 @@ def single_query_attention_absorbed(
     ``k = x key_weight^T`` and ``v = x value_weight^T + value_bias``. The key projection can move to
     the queries and the value projection to the outputs: keys and values are then never built. Both
     forms are exact in real arithmetic; the cheaper one is taken, and `single_query_form` tells
-    which, and what both cost. Absorbed, up to 16 pairs of a query and a head and 128 channels are
-    one kernel, which reads the tokens once; beyond that the two products and the softmax are
-    torch's.
+    which, and what both cost. Absorbed, tokens of up to 128 channels are read by a kernel, once for
+    every 16 pairs of a query and a head. With more channels, and outside float32 with more pairs,
+    the two products and the softmax are torch's: products of 16 bits are faster there.
 
     Args:
         query: ``(B, G, h, d)``, or ``(G, h, d)`` for queries that all images share; 1 to 16
@@ -55,13 +55,13 @@ def single_query_attention_absorbed(
     G, h, d = query.shape[-3:]
     scale = d**-0.5 if scale is None else scale
     key_heads, value_heads = (w.unflatten(0, (h, -1)) for w in (key_weight, value_weight))
-    form = single_query_form(G, h, x.shape[2], d, value_heads.shape[1])
+    form = single_query_form(G, h, x.shape[2], d, value_heads.shape[1], x.dtype)
     if not form.is_absorbed:
         k = F.linear(x, key_weight).unflatten(-1, (h, d))
         v = F.linear(x, value_weight, value_bias).unflatten(-1, (h, -1))
         return single_query_attention(query, k, v, scale, exclude)
     absorbed = torch.einsum("...ghd,hdc->...ghc", query, key_heads).flatten(-3, -2)
-    pool = single_query_pool if form.is_kernel else _pool_by_products
+    pool = _pool_by_kernel if form.is_kernel else _pool_by_products
     mean = pool(absorbed, x, scale, exclude).unflatten(1, (G, h))
     out = torch.einsum("bghc,hec->bghe", mean, value_heads)
     return out if value_bias is None else out + value_bias.unflatten(0, (h, -1))
@@ -78,7 +78,12 @@ class SingleQueryForm:
 
 
 def single_query_form(
-    queries: int, heads: int, channels: int, d: int, dv: int | None = None
+    queries: int,
+    heads: int,
+    channels: int,
+    d: int,
+    dv: int | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> SingleQueryForm:
     """The form that `single_query_attention_absorbed` takes for a shape, the cheaper one.
 
@@ -91,13 +96,21 @@ def single_query_form(
         channels: ``C`` of the tokens.
         d: Width of a head's queries and keys.
         dv: Width of a head's values; ``d`` if ``None``.
+        dtype: Of the tokens.
     """
     widths = d + (d if dv is None else dv)
     absorbed = 2 * channels * heads * queries
     projected = (channels + queries) * heads * widths
     is_absorbed = absorbed <= projected
-    has_pool = heads * queries <= MAX_QUERIES and channels <= MAX_CHANNELS
-    return SingleQueryForm(is_absorbed, not is_absorbed or has_pool, absorbed, projected)
+    has_pool = channels <= MAX_CHANNELS
+    takes_pairs = heads * queries <= MAX_QUERIES or dtype == torch.float32
+    is_kernel = not is_absorbed or (has_pool and takes_pairs)
+    return SingleQueryForm(is_absorbed, is_kernel, absorbed, projected)
+
+
+def _pool_by_kernel(query, x, scale, exclude):
+    means = [single_query_pool(q, x, scale, exclude) for q in query.split(MAX_QUERIES, dim=-2)]
+    return means[0] if len(means) == 1 else torch.cat(means, dim=1)
 
 
 def _pool_by_products(query, x, scale, exclude):
