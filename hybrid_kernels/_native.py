@@ -70,6 +70,13 @@ def cpu_isa() -> str:
     return _library.hybrid_cpu_isa().decode()
 
 
+def multiscale_attention_fits_cache(queries: int, keys: int) -> bool:
+    """Whether the CPU kernels work on a head as a whole; the emulator's library has none."""
+    fits = _library.hybrid_multiscale_attention_fits_cache
+    fits.argtypes, fits.restype = [ctypes.c_int64, ctypes.c_int64], ctypes.c_int
+    return bool(fits(queries, keys))
+
+
 def set_cpu_isa(name: str) -> None:
     """Lower the instruction set, or raise it again up to what the processor has.
 

@@ -60,6 +60,7 @@ def info(as_json: bool) -> None:
         table.add_row(line["op"], line["device"], line["backend"], line["reason"])
     console.print(table)
     console.print(_forms_table(facts["single_query_forms"]))
+    console.print(_regimes_table(facts["multiscale_regimes"]))
     for title, wanted in (("accelerate exchanges", True), ("not fused yet, reference", False)):
         names = [op for op, is_fused in facts["model_ops"].items() if is_fused is wanted]
         console.print(f"{title}: {', '.join(names) or 'none'}", soft_wrap=True)
@@ -81,6 +82,20 @@ def _forms_table(forms: list[dict]) -> Table:
             "absorbed" if form["is_absorbed"] else "projected",
             "kernel" if form["is_kernel"] else "torch's products",
         )
+    return table
+
+
+def _regimes_table(regimes: list[dict]) -> Table:
+    title = (
+        "multiscale_attention on a CPU: whether the rows of one head stay in the cache;\n"
+        "multiscale_fits_cache(queries, keys) tells it for any shape"
+    )
+    table = Table(title=title, title_justify="left")
+    for heading in ("shape", "queries", "keys", "one head"):
+        table.add_column(heading)
+    for regime in regimes:
+        work = "in the cache" if regime["fits_cache"] else "keys in tiles, read again"
+        table.add_row(regime["name"], str(regime["queries"]), str(regime["keys"]), work)
     return table
 
 

@@ -11,7 +11,7 @@ import torch
 
 from . import _native, backends
 from .nn import fused_ops
-from .ops import single_query_form
+from .ops import multiscale_fits_cache, single_query_form
 from .output_cache import output_cache_info
 
 # Queries, heads, channels of blocks that attend from a few queries; a head has channels / heads.
@@ -23,6 +23,18 @@ FEW_QUERIES = {
     "MCGA stage 2": (8, 2, 64),
     "MCGA stage 3": (8, 4, 128),
     "16 queries of 4 channels": (16, 4, 16),
+}
+
+# Queries, keys of one head of blocks that attend from many queries.
+MANY_QUERIES = {
+    "MRL stage 1, 224": (49, 49),
+    "MSCSA, 224": (49, 74),
+    "EMSNet stage 1, 160": (100, 100),
+    "MRL stage 1, 384": (144, 144),
+    "MRL stage 0, 384": (576, 576),
+    "CvT stage 1, 224": (784, 196),
+    "CvT stage 0, 224": (3136, 784),
+    "MSCSA, 800x1280": (1000, 1386),
 }
 
 
@@ -56,6 +68,7 @@ def gather() -> dict[str, Any]:
         "ops": [_service(op, device) for op in backends.op_names() for device in devices()],
         "model_ops": fused_ops(),
         "single_query_forms": [_form(name, *shape) for name, shape in FEW_QUERIES.items()],
+        "multiscale_regimes": [] if build["emulator"] else _regimes(),
     }
 
 
@@ -98,6 +111,18 @@ def _form(name: str, queries: int, heads: int, channels: int) -> dict[str, Any]:
     form = single_query_form(queries, heads, channels, channels // heads)
     shape = {"name": name, "queries": queries, "heads": heads, "channels": channels}
     return shape | dataclasses.asdict(form)
+
+
+def _regimes() -> list[dict[str, Any]]:
+    return [
+        {
+            "name": name,
+            "queries": queries,
+            "keys": keys,
+            "fits_cache": multiscale_fits_cache(queries, keys),
+        }
+        for name, (queries, keys) in MANY_QUERIES.items()
+    ]
 
 
 def _service(op: str, device: str) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """The command line: exit codes, messages on stderr, and what scripts read."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -10,7 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from hybrid_kernels import backends, checking, cli
+from hybrid_kernels import _native, backends, checking, cli, multiscale_fits_cache
 
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
 
@@ -53,6 +54,26 @@ def test_info_tells_the_cheaper_form_of_single_query_attention():
         assert form["is_kernel"] == (not form["is_absorbed"] or C <= 128)
     assert {form["is_absorbed"] for form in forms} == {True, False}
     assert "2 C G <= (C + G)(d + dv)" in " ".join(invoke("info").stdout.split())
+
+
+@pytest.mark.skipif(_native.build_info()["emulator"] is not None, reason="no CPU kernels")
+def test_info_tells_the_regime_of_multiscale_attention():
+    regimes = json.loads(invoke("info", "--json").stdout)["multiscale_regimes"]
+    for regime in regimes:
+        fits = multiscale_fits_cache(regime["queries"], regime["keys"])
+        assert regime["fits_cache"] is fits
+    assert {regime["fits_cache"] for regime in regimes} == {True, False}
+    assert "in the cache" in invoke("info").stdout
+
+
+@pytest.mark.skipif(_native.build_info()["emulator"] is not None, reason="no CPU kernels")
+def test_a_head_that_fits_the_cache_still_does_when_it_shrinks():
+    fits = [[multiscale_fits_cache(n, m) for m in (1, 80, 500, 4000)] for n in (1, 96, 500, 4000)]
+    for rows in (fits, list(zip(*fits, strict=True))):
+        assert all(a >= b for row in rows for a, b in itertools.pairwise(row))
+    assert fits[0][0] and not fits[-1][-1]
+    with pytest.raises(ValueError, match="keys = 0"):
+        multiscale_fits_cache(4, 0)
 
 
 def test_info_says_which_ops_of_models_stay_reference():

@@ -35,9 +35,10 @@ inline AttentionSizes sizes_of(const Params& p) {
   return {p.N, p.M, p.d, p.dv, p.scale, 4 * kMaxSegments + 4};
 }
 
-// With more work on a head its rows would not stay in the cache until their turn.
-inline bool fetches_ahead(const Params& p) {
-  return query_panels(p.N).number * key_tiles(p.M).number <= 8;
+// Whether what is fetched for the next head stays in the cache until its turn. With more work on a
+// head it would not: its tiles of keys are then read again for every panel of queries.
+inline bool fits_cache(int64_t queries, int64_t keys) {
+  return query_panels(queries).number * key_tiles(keys).number <= 8;
 }
 
 // Rows of the keys (or values) of all segments.
@@ -71,7 +72,7 @@ class Forward {
   }
 
   void prefetch(int64_t image, int head) {
-    if (!fetches_ahead(p_)) return;
+    if (!fits_cache(p_.N, p_.M)) return;
     Prefetcher& ahead = attend_.prefetch();
     for (int i = 0; i < p_.segments; ++i) {
       const AttentionSegment& s = p_.segment[i];
@@ -113,7 +114,7 @@ class Backward {
   }
 
   void prefetch(int64_t image, int head) {
-    if (!fetches_ahead(p_)) return;
+    if (!fits_cache(p_.N, p_.M)) return;
     Prefetcher& ahead = attend_.prefetch();
     fetch_ahead<T>(ahead, p_.q, image, head, p_.N, p_.d);
     fetch_ahead<T>(ahead, p_.grad_out, image, head, p_.N, p_.dv);

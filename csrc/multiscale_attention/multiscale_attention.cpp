@@ -226,6 +226,12 @@ Gradients backward_cuda(Tensor grad_out, Tensor q, Tensors ks, Tensors vs, Tenso
 }  // namespace hybrid
 
 #if !defined(HYBRID_HOST_EMULATOR)
+// For Python, by ctypes.
+extern "C" __attribute__((visibility("default"))) int hybrid_multiscale_attention_fits_cache(
+    int64_t queries, int64_t keys) {
+  return hybrid::cpu_table<hybrid::MultiscaleAttentionCpu>().fits_cache(queries, keys);
+}
+
 STABLE_TORCH_LIBRARY_IMPL(hybrid, CPU, m) {
   m.impl("multiscale_attention", TORCH_BOX(&hybrid::forward_cpu));
   m.impl("multiscale_attention_backward", TORCH_BOX(&hybrid::backward_cpu));

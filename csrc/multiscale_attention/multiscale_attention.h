@@ -54,6 +54,8 @@ struct MultiscaleAttentionCpu {
   // After the backward, for (image, head) pairs [begin, end): workspace -> grad_q. Only where
   // workspace_bytes is not zero.
   void (*reduce)(const MultiscaleAttentionParams&, int64_t begin, int64_t end);
+  // Whether one head of an image stays in the cache while it is worked on.
+  bool (*fits_cache)(int64_t queries, int64_t keys);
 };
 
 }  // namespace hybrid

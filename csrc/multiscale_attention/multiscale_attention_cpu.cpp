@@ -67,7 +67,8 @@ template <>
 const MultiscaleAttentionCpu& cpu_table<MultiscaleAttentionCpu, Isa::HYBRID_ISA>() {
   using namespace HYBRID_ISA;
   static constexpr MultiscaleAttentionCpu table{forward_chunks,  launch_forward,  backward_chunks,
-                                                workspace_bytes, launch_backward, reduce};
+                                                workspace_bytes, launch_backward, reduce,
+                                                fits_cache};
   return table;
 }
 

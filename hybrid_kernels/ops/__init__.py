@@ -17,7 +17,7 @@ from .group_propagate import group_propagate
 from .inject_fuse import inject_fuse
 from .lift_pool import lift_pool
 from .mixed_head_attention import mixed_head_attention
-from .multiscale_attention import multiscale_attention
+from .multiscale_attention import multiscale_attention, multiscale_fits_cache
 from .partial_combine import partial_combine
 from .patch_embed import patch_embed
 from .pool_cat import pool_cat
@@ -50,6 +50,7 @@ __all__ = [
     "lift_pool",
     "mixed_head_attention",
     "multiscale_attention",
+    "multiscale_fits_cache",
     "partial_combine",
     "patch_embed",
     "pool_cat",

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .. import _native
 from ._registration import register, require, require_tensor
 
 MAX_SEGMENTS = 3
@@ -22,6 +23,10 @@ def multiscale_attention(
 
     The segments are never concatenated. One segment is plain multi-head attention: region
     attention, token mixing, cross-attention with keys of any number.
+
+    On a CPU there are two regimes, and `multiscale_fits_cache` tells which. The rows of a small
+    head stay in the cache, and those of the next one are fetched meanwhile. Those of a large one
+    do not: its keys are read tile by tile, once for every panel of queries.
 
     Args:
         q: Queries ``(B, N, h, d)``, ``1 <= d <= 128``. float32, bfloat16, float16, or float64
@@ -44,6 +49,18 @@ def multiscale_attention(
     vs = [vs] if isinstance(vs, Tensor) else list(vs)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     return torch.ops.hybrid.multiscale_attention(q, ks, vs, scale)[0]
+
+
+def multiscale_fits_cache(queries: int, keys: int) -> bool:
+    """Whether one head of `multiscale_attention` stays in a CPU's cache: the kernels' own rule.
+
+    Args:
+        queries: ``N`` of an image, at least 1.
+        keys: Of all segments together, at least 1.
+    """
+    for name, number in (("queries", queries), ("keys", keys)):
+        require(number >= 1, f"multiscale_fits_cache: {name} = {number}; expected at least 1")
+    return _native.multiscale_attention_fits_cache(queries, keys)
 
 
 def _fake(q, ks, vs, scale):
