@@ -82,7 +82,7 @@ BENCH = OpBench(
     goals=TIER_1,
     limited_by=(
         "products of few queries and sums over lanes, not memory: tokens that stay in the cache "
-        "save 10 to 25 % at 64 channels and four queries, less elsewhere; two projections by "
+        "save 10 to 15 % at 64 channels and four queries, less elsewhere; two projections by "
         "torch.einsum cost 0.07 ms of the 0.35 to 0.8 of a small case"
     ),
 )
