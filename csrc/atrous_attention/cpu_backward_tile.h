@@ -1,8 +1,8 @@
 // Backward of one window and head, from qkv, bias and the log-sum-exp L:
 //
 //   P = exp(S - L)    dP = dO V^T    dS = P (dP - D)
-//   with D = <dO, out> of each query, computed as the mean of dP under P: out is not read, and an
-//   error of L, which large scores make, cancels
+//   with D = <dO, out> of each query, computed as the mean of dP under P, rounded where P is: out is
+//   not read, and an error of L, which large scores make, cancels
 //   dV = P^T dO       dK = scale dS^T Q    dQ = scale dS K    dbias = sums of dS
 #pragma once
 
@@ -12,10 +12,14 @@ namespace hybrid {
 namespace HYBRID_ISA {
 namespace {
 
+// Which lanes of dS are summed for the gradient of the bias.
+enum class BiasShare { none, first_lanes, all_lanes };
+
 // From Q, K, V, dO and L to P, dS and the gradient of the bias.
 template <class Arith>
 class ScoreGrads : public VectorTile<Arith> {
   using Base = VectorTile<Arith>;
+  using Element = typename Arith::Element;
 
  protected:
   using Base::kPairs, Base::p_, Base::words_, Base::stride_, Base::scale_, Base::bias_panels_,
@@ -31,14 +35,13 @@ class ScoreGrads : public VectorTile<Arith> {
         last_q_(words_),
         last_g_(words_),
         lse_(max_rows_),
-        total_(max_rows_),
         s_(max_rows_ * stride_),
         dp_(max_rows_ * stride_),
-        rows_(kPairs ? max_rows_ * stride_ / 2 : 0),
+        key_pairs_(kPairs ? max_rows_ / 2 * stride_ : 0),
         last_p_(max_rows_),
         last_ds_(max_rows_) {}
 
-  // P into s_ (with pairs, into rows_ too).
+  // P into s_.
   __attribute__((noinline)) void probabilities(const WordRows& keys) {
     for_column_blocks(vectors_, [&](int vector, auto width) __attribute__((always_inline)) {
       probability_block<decltype(width)::value>(keys, vector * kLanes);
@@ -53,26 +56,31 @@ class ScoreGrads : public VectorTile<Arith> {
     put_last(last_p_);
   }
 
-  // dS in place of P, and its share of the gradient of the bias. With pairs s_ ends up with words
-  // of two keys, rows_ with words of two queries.
+  // dS in place of P, with pairs also as words of two keys; and its share of the gradient of the
+  // bias.
   __attribute__((noinline)) void score_grads(const WordRows& values) {
     for_column_blocks(vectors_, [&](int vector, auto width) __attribute__((always_inline)) {
       constexpr int C = decltype(width)::value;
-      F delta[C] = {};
+      F delta[C];
       weight_grad_block(values, vector * kLanes, delta);
       score_grad_block(vector * kLanes, delta);
     });
     if (has_last_) score_grads_of_last(values);
   }
 
+  // P or dS along its rows, as words (with pairs of two queries); dS down its columns (two keys).
+  float* row_words() const { return reinterpret_cast<float*>(static_cast<Element*>(s_)); }
+  float* column_words() const { return kPairs ? static_cast<float*>(key_pairs_) : row_words(); }
+
   BiasGradPanels grad_bias_;
   float* bias_grad_panels_ = nullptr;
   AlignedBuffer<float> qt_, gt_;          // Q, dO: [word][query]
   AlignedBuffer<float> k_, v_;            // [key][word]
   AlignedBuffer<float> last_q_, last_g_;  // words of the last query
-  AlignedBuffer<float> lse_, total_;      // L in units of log2; the sum of P, about one
-  AlignedBuffer<float> s_, dp_;           // P, later dS; dP: [key][query]
-  AlignedBuffer<float> rows_;             // with pairs: the same as bf16
+  AlignedBuffer<float> lse_;              // L in units of log2
+  AlignedBuffer<Element> s_;              // P, later dS: [key][query]
+  AlignedBuffer<float> dp_;               // dP: [key][query]
+  AlignedBuffer<float> key_pairs_;        // with pairs: dS, [pair of keys][query]
 
  private:
   // Stores of vectors might change members as far as the compiler knows: hence the local copies.
@@ -81,11 +89,9 @@ class ScoreGrads : public VectorTile<Arith> {
   void probability_block(const WordRows& keys, int lane) {
     F lse[C];
     for (int j = 0; j < C; ++j) lse[j] = load(lse_ + lane + j * kLanes);
-    F total[C] = {};
     const F scale = broadcast(scale_);
     const float* bias = bias_panels_ + lane;
-    float* s = s_ + lane;
-    bf16* row = bf16_rows() + lane;
+    Element* s = s_ + lane;
     const int* run = run_;
     const int stride = stride_;
     const auto finish = [&](int t, auto& acc) __attribute__((always_inline)) {
@@ -95,21 +101,18 @@ class ScoreGrads : public VectorTile<Arith> {
 #pragma GCC unroll 4
         for (int j = 0; j < C; ++j) {
           const F x = fma(acc[r][j], scale, load(bias + run[t + r] + j * kLanes));
-          const F p = Arith::exp(x - lse[j]);
-          total[j] = total[j] + p;
-          store(s + (t + r) * stride + j * kLanes, p);
-          if constexpr (kPairs) store(row + (t + r) * stride + j * kLanes, p);
+          store(s + (t + r) * stride + j * kLanes, Arith::exp(x - lse[j]));
         }
       }
     };
     this->template key_products<C>(keys, qt_ + lane, finish);
-    for (int j = 0; j < C; ++j) store(total_ + lane + j * kLanes, total[j]);
   }
 
-  // dP = dO V^T of C vectors of queries, and D.
+  // dP = dO V^T of C vectors of queries, and D: the sum of P dP over that of P, which is about one.
   template <int C>
   void weight_grad_block(const WordRows& values, int lane, F (&delta)[C]) {
-    const float* p = s_ + lane;
+    F product[C] = {}, total[C] = {};
+    const Element* s = s_ + lane;
     float* dp = dp_ + lane;
     const int stride = stride_;
     const auto finish = [&](int t, auto& acc) __attribute__((always_inline)) {
@@ -118,56 +121,63 @@ class ScoreGrads : public VectorTile<Arith> {
       for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 4
         for (int j = 0; j < C; ++j) {
+          const F p = load(s + (t + r) * stride + j * kLanes);
           store(dp + (t + r) * stride + j * kLanes, acc[r][j]);
-          delta[j] = fma(load(p + (t + r) * stride + j * kLanes), acc[r][j], delta[j]);
+          product[j] = fma(p, acc[r][j], product[j]);
+          total[j] = total[j] + p;
         }
       }
     };
     this->template key_products<C>(values, gt_ + lane, finish);
-    for (int j = 0; j < C; ++j) delta[j] = delta[j] / load(total_ + lane + j * kLanes);
+    for (int j = 0; j < C; ++j) delta[j] = product[j] / total[j];
   }
 
   template <int C>
   void score_grad_block(int lane, const F (&delta)[C]) {
     const int lanes = count_ - lane;  // of queries
-    if (lanes < C * kLanes)
-      score_grad_rows<C, true>(lane, delta);
+    if (!p_.grad_bias)
+      score_grad_rows<C, BiasShare::none>(lane, delta);
+    else if (lanes < C * kLanes)
+      score_grad_rows<C, BiasShare::first_lanes>(lane, delta);
     else
-      score_grad_rows<C, false>(lane, delta);
+      score_grad_rows<C, BiasShare::all_lanes>(lane, delta);
   }
 
-  template <int C, bool kPartial>
+  template <int C, BiasShare kShare>
   void score_grad_rows(int lane, const F (&delta)[C]) {
     const int stride = stride_, count = count_, lanes = count_ - lane;
-    const bool with_bias = p_.grad_bias;
-    float* s = s_ + lane;
+    Element* s = s_ + lane;
     const float* dp = dp_ + lane;
-    bf16* row = bf16_rows() + lane;
+    float* pairs = key_pairs_ + lane;
     float* sums = bias_grad_panels_ + lane;
     const int* run = run_;
-    const auto next = [&](int t, int j) __attribute__((always_inline)) {
+    const auto grad = [&](int t, int j) __attribute__((always_inline)) {
       const int i = t * stride + j * kLanes;
       const F ds = load(s + i) * (load(dp + i) - delta[j]);
-      if (with_bias) {
-        float* sum = sums + run[t] + j * kLanes;
-        store(sum, load(sum) + (kPartial ? select_first(ds, zero(), lanes - j * kLanes) : ds));
-      }
+      if constexpr (kShare == BiasShare::none) return ds;
+      float* sum = sums + run[t] + j * kLanes;
+      store(sum, load(sum) + (kShare == BiasShare::first_lanes
+                                  ? select_first(ds, zero(), lanes - j * kLanes)
+                                  : ds));
       return ds;
     };
-    for (int t = 0; t < count; t += Arith::kPerWord) {
+    int t = 0;
+    if constexpr (kPairs) {
+      for (; t + 1 < count; t += 2) {
+        Element *low = s + t * stride, *high = low + stride;
+#pragma GCC unroll 4
+        for (int j = 0; j < C * kLanes; j += kLanes)
+          store(pairs + t / 2 * stride + j,
+                Arith::store_and_pack(low + j, grad(t, j / kLanes), high + j,
+                                      grad(t + 1, j / kLanes)));
+      }
+    }
+    for (; t < count; ++t) {
 #pragma GCC unroll 4
       for (int j = 0; j < C; ++j) {
-        F ds = next(t, j);
-        if constexpr (kPairs) {
-          store(row + t * stride + j * kLanes, ds);
-          F high = zero();
-          if (t + 1 < count) {
-            high = next(t + 1, j);
-            store(row + (t + 1) * stride + j * kLanes, high);
-          }
-          ds = Arith::pack(ds, high);
-        }
-        store(s + t / Arith::kPerWord * stride + j * kLanes, ds);
+        const F ds = grad(t, j);
+        store(s + t * stride + j * kLanes, ds);
+        if constexpr (kPairs) store(pairs + t / 2 * stride + j * kLanes, Arith::pack(ds, zero()));
       }
     }
   }
@@ -188,16 +198,14 @@ class ScoreGrads : public VectorTile<Arith> {
       store(sums, load(sums) + load(last_ds_ + t));
     }
     put_last(last_ds_);
-    if constexpr (kPairs) this->put_column(s_ + count_ - 1, last_ds_);
+    if constexpr (kPairs) this->put_column(key_pairs_ + count_ - 1, last_ds_);
   }
 
-  bf16* bf16_rows() const { return reinterpret_cast<bf16*>(static_cast<float*>(rows_)); }
-
-  // The last query's values into its column, with pairs into that of rows_, alone in its words.
+  // The last query's values into its column of s_, with pairs alone in its words.
   void put_last(float* values) const {
     const int last = count_ - 1, rows = count_, step = stride_ / Arith::kPerWord;
     if constexpr (kPairs) {
-      float* column = rows_ + last / 2;
+      float* column = row_words() + last / 2;
       float words[kMaxTokens];
       for (int t = 0; t < rows; t += kLanes)
         store(words + t, Arith::pack(load(values + t), zero()));
@@ -244,11 +252,12 @@ class BackwardTile : ScoreGrads<Arith> {
     pack(head);
     load_lse(head);
     this->probabilities(k_rows(head));
-    if (p_.grad_qkv) store_grad<Walk::kAlongRow>(head, 2, rows(), g_inner_, ones_);
+    if (p_.grad_qkv) store_grad<Walk::kAlongRow>(head, 2, this->row_words(), g_inner_, ones_);
     this->score_grads(v_rows(head));
     if (!p_.grad_qkv) return;
-    store_grad<Walk::kAlongRow>(head, 1, rows(), q_inner_, scales_);
-    store_grad<Walk::kAlongColumn>(head, 0, this->s_, kPairs ? k_inner_ : this->k_, scales_);
+    store_grad<Walk::kAlongRow>(head, 1, this->row_words(), q_inner_, scales_);
+    store_grad<Walk::kAlongColumn>(head, 0, this->column_words(), kPairs ? k_inner_ : this->k_,
+                                   scales_);
   }
 
  private:
@@ -315,15 +324,21 @@ class BackwardTile : ScoreGrads<Arith> {
                                             : this->packed_rows(this->v_);
   }
 
-  const float* rows() const { return kPairs ? this->rows_ : this->s_; }
-
   // One part (0 for dQ, 1 dK, 2 dV) of the gradient, from P or dS and the tokens on the other side.
   template <Walk kWalk>
   void store_grad(int head, int part, const float* s, const float* other, const float* factors) {
-    const int step = kWalk == Walk::kAlongRow ? stride_ / Arith::kPerWord : stride_;
-    stage_(grad_rows(*tokens_, head, part), count_, e_, [&](auto grad) {
-      this->template channel_products<kWalk>(s, step, other, factors, grad);
-    });
+    const auto compute = [&](auto step) {
+      stage_(grad_rows(*tokens_, head, part), count_, e_, [&](auto grad) {
+        this->template channel_products<kWalk>(s, step, other, factors, grad);
+      });
+    };
+    if constexpr (kWalk == Walk::kAlongRow) {
+      constexpr int kUsual = Base::row_stride(7 * 7);  // so that the compiler knows the step
+      if (stride_ == kUsual) return compute(Int<kUsual / Arith::kPerWord>{});
+      compute(stride_ / Arith::kPerWord);
+    } else {
+      compute(stride_);
+    }
   }
 
   AlignedBuffer<float> q_inner_, k_inner_, g_inner_;  // [token (with pairs: pair)][channel]

@@ -56,8 +56,8 @@ class VectorTile {
 
   // Floats between rows of S. Not a multiple of 512 bytes: a walk down a column would then meet
   // few sets of the first-level cache.
-  static int row_stride(int tokens) {
-    const int stride = round_up_to_lanes(tokens);
+  static constexpr int row_stride(int tokens) {
+    const int stride = ceil_div(tokens, kLanes) * kLanes;
     return stride % 128 == 0 ? stride + kLanes : stride;
   }
 
@@ -92,7 +92,8 @@ class VectorTile {
   // Products a b^T of C vectors of queries with all keys, a: [key][word], b: [word][query];
   // finish(t, acc) takes the blocks acc[R][C] of keys t, t + 1, ...
   template <int C, class Finish>
-  void key_products(const WordRows& a, const float* b, Finish finish) {
+  inline __attribute__((always_inline)) void key_products(const WordRows& a, const float* b,
+                                                          Finish finish) {
     const int stride = stride_, steps = ceil_div<int>(e_, Arith::kPerWord);
     for_row_blocks<kBlockRows<C>>(count_, [&](int t, auto rows) __attribute__((always_inline)) {
       F acc[decltype(rows)::value][C] = {};
@@ -124,8 +125,8 @@ class VectorTile {
   }
 
   // out[i] = factors[i] * sum over k of a(i, k) b[k], rows of e channels.
-  template <Walk kWalk>
-  __attribute__((noinline)) void channel_products(const float* a, ptrdiff_t a_step, const float* b,
+  template <Walk kWalk, class Step>
+  __attribute__((noinline)) void channel_products(const float* a, Step a_step, const float* b,
                                                   const float* factors, Rows<Element> out) {
     const int e = e_, count = count_, columns = columns_;  // stores of vectors might change members
     const int steps = ceil_div(count, Arith::kPerWord);

@@ -130,10 +130,10 @@ inline __attribute__((always_inline)) void multiply(F (&acc)[R][C], Word a, cons
 // The same, where
 //   kAlongRow:     a(r, k) = a[r * a_step + k]
 //   kAlongColumn:  a(r, k) = a[k * a_step + r]
-template <class Arith, Walk kWalk, int R, int C>
-inline __attribute__((always_inline)) void multiply(F (&acc)[R][C], const float* a,
-                                                    ptrdiff_t a_step, const float* b,
-                                                    ptrdiff_t b_step, int steps,
+// a_step: a number, or Int<N>, with which all rows of a block are reached from one address.
+template <class Arith, Walk kWalk, int R, int C, class Step>
+inline __attribute__((always_inline)) void multiply(F (&acc)[R][C], const float* a, Step a_step,
+                                                    const float* b, ptrdiff_t b_step, int steps,
                                                     const PrefetchRows& prefetch) {
   const auto word = [=](int r, int k) __attribute__((always_inline)) {
     return kWalk == Walk::kAlongRow ? a[r * a_step + k] : a[k * a_step + r];
