@@ -49,3 +49,9 @@ def test_floor_leaves_the_border_without_a_gradient():
     one = torch.ones(1, 1, device=DEVICE)
     grad = gradient(x, lambda x: patch_embed(x, one, 3, "avg", "floor"))
     assert grad[:, :3, :3].all() and not grad[:, 3:].any() and not grad[:, :, 3:].any()
+
+
+def test_the_pooled_map_is_kept_for_the_backward_and_not_the_map():
+    x = torch.ones(1, 8, 8, 2, device=DEVICE, requires_grad=True)
+    y = patch_embed(x, torch.eye(2, device=DEVICE), 4, "max")
+    assert max(kept.numel() for kept in y.grad_fn.saved_tensors) == x.numel() // 4**2
