@@ -77,7 +77,10 @@ BENCH = OpBench(
     baselines={"broadcast": broadcast},
     cases=tuple(joined_case(stage, branch) for branch in BRANCHES for stage in STAGES),
     min_bytes=min_bytes,
-    limited_by="not profiled yet",
+    limited_by=(
+        "backward: pieces of pixels read from memory; of stage 1 in float32 one thread takes 0.17 "
+        "ms with warm caches, two take 0.8 ms with cold ones"
+    ),
 )
 
 if __name__ == "__main__":

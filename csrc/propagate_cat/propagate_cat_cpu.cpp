@@ -1,5 +1,6 @@
 // CPU kernels of propagate_cat. Compiled once per instruction set.
 #include "../common/stencil/region_rows.h"
+#include "../common/streaming.h"
 #include "propagate_cat.h"
 
 namespace hybrid {
@@ -42,12 +43,24 @@ struct Spread {
     const int64_t height = smaller(part.p, p.H - t * part.p);
     for (int64_t s = 0; s < part.columns; ++s, token += part.z.stride[2]) {
       const T* grad = p.grad.row<T>(image, t * part.p, part.first) + s * part.p * p.grad.stride[2];
+      fetch_ahead(grad, height);
       gather_token(token, grad, height, smaller(part.p, p.W - s * part.p), sums);
       if (part.grad_z.data) store_token(image, t, s, grad, height);
     }
   }
 
  private:
+  static constexpr int64_t kAhead = 16;  // pixels
+
+  // Pieces of pixels lie too far apart for the processor to foresee.
+  void fetch_ahead(const T* grad, int64_t height) const {
+    constexpr int64_t kStep = kLine / int64_t{sizeof(T)};
+    for (int64_t a = 0; a < height; ++a)
+      for (int64_t b = kAhead; b < kAhead + part.p; ++b)
+        for (int64_t c = 0; c < part.C; c += kStep)
+          __builtin_prefetch(grad + a * p.grad.stride[1] + b * p.grad.stride[2] + c);
+  }
+
   void write_pixel(const T* token, const Scalar* kernel, T* to) const {
     for_each_vector<T>(part.C, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
       const V z = load_lanes(token + c, lanes);

@@ -75,13 +75,24 @@ def _setup_context(ctx, inputs, output):
 
 def _backward(ctx, grad):
     maps, kernels = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
-    needs = ctx.needs_input_grad[:2]
-    grads = torch.ops.hybrid.propagate_cat_backward(grad, maps, kernels, *ctx.constants, *needs)
-    given = (
-        [g if need else None for g, need in zip(some, need_some, strict=True)]
-        for some, need_some in zip(grads, needs, strict=True)
+    need_maps, need_kernels = ctx.needs_input_grad[:2]
+    is_tokens = ctx.constants[0]
+    need_tokens = [need and tokens for need, tokens in zip(need_maps, is_tokens, strict=True)]
+    grad_maps, grad_kernels = torch.ops.hybrid.propagate_cat_backward(
+        grad, maps, kernels, *ctx.constants, need_tokens, need_kernels
     )
-    return *given, None, None, None
+    # That of a full-size map is there already, among the channels of grad.
+    slices = grad.split([z.shape[3] for z in maps], dim=3)
+    return (
+        [
+            (g if tokens else part) if need else None
+            for g, part, tokens, need in zip(grad_maps, slices, is_tokens, need_maps, strict=True)
+        ],
+        [g if need else None for g, need in zip(grad_kernels, need_kernels, strict=True)],
+        None,
+        None,
+        None,
+    )
 
 
 def _flops(maps, kernels, is_tokens, height, width, **_):

@@ -39,8 +39,8 @@ SAMPLES = (
     _sample("one_size", 3, 7, 11, [(2, 5), (0, 8)]),
     _sample("other_size", 4, 5, 9, [(2, 5), (0, 8)]),
     _sample("static_cut", 1, 5, 7, [(2, 5), (0, 4), (4, 6)]),
+    _sample("maps_alone", 1, 2, 3, [(0, 3), (0, 5)]),  # whose gradients, slices, have their own
     _small("tokens", 2, 5, 3, [(2, 4)]),
-    _small("maps_alone", 1, 2, 3, [(0, 3), (0, 5)]),
     _small("floor", 1, 5, 7, [(2, 3), (3, 2)], floor=True),
     _small("one_pixel", 2, 1, 1, [(4, 3), (0, 2)]),
     _small("side_of_one", 1, 3, 2, [(1, 3)]),
