@@ -34,8 +34,10 @@ struct DwconvActParams {
   void* workspace;    // partial sums of the parameters' gradients
 };
 
-// CPU kernels. A launch is cut into jobs(): csrc/common/stencil/cut.h.
+// CPU kernels. A launch is cut into jobs(): csrc/common/stencil/cut.h; a forward that walks, into
+// walks: csrc/common/stencil/walk_map.h.
 struct DwconvActCpu {
+  int64_t (*forward_jobs)(const DwconvActParams&);
   int64_t (*jobs)(const DwconvActParams&);
   int64_t (*workspace_bytes)(const DwconvActParams&);  // of the backward
   void (*forward)(const DwconvActParams&, int64_t begin, int64_t end);

@@ -23,6 +23,13 @@ void reduce(const DwconvActParams& p) {
   });
 }
 
+int64_t forward_jobs(const DwconvActParams& p) {
+  return for_dtype(p.dtype, [&](auto x) {
+    using T = decltype(x);
+    return walks<T>(p) ? p.B * walks_per_image(p.H, kSide) : cut_of<T>(p).jobs;
+  });
+}
+
 int64_t jobs(const DwconvActParams& p) {
   return for_dtype(p.dtype, [&](auto x) { return cut_of<decltype(x)>(p).jobs; });
 }
@@ -37,7 +44,8 @@ int64_t workspace_bytes(const DwconvActParams& p) {
 template <>
 const DwconvActCpu& cpu_table<DwconvActCpu, Isa::HYBRID_ISA>() {
   using namespace HYBRID_ISA;
-  static constexpr DwconvActCpu table{jobs, workspace_bytes, forward, backward, reduce};
+  static constexpr DwconvActCpu table{forward_jobs, jobs,     workspace_bytes,
+                                      forward,      backward, reduce};
   return table;
 }
 

@@ -5,7 +5,11 @@ namespace HYBRID_ISA {
 
 template <>
 void dwconv_act_forward<bf16>(const DwconvActParams& p, int64_t begin, int64_t end) {
-  for_activation(p.act, [&](auto act) { Worker<bf16>(p).forward<decltype(act)>(begin, end); });
+  for_activation(p.act, [&](auto act) {
+    using Act = decltype(act);
+    walks<bf16>(p) ? forward_walks<bf16, Act>(p, begin, end)
+                   : Worker<bf16>(p).forward<Act>(begin, end);
+  });
 }
 
 template <>

@@ -6,6 +6,7 @@
 #include "../common/activations.h"
 #include "../common/stencil/convolve.h"
 #include "../common/stencil/cut.h"
+#include "../common/stencil/walk_map.h"
 #include "dwconv_act.h"
 
 namespace hybrid {
@@ -30,6 +31,36 @@ Cut<T> cut_of(const DwconvActParams& p) {
 template <class T>
 PartSums<T> sums_of(const DwconvActParams& p) {
   return PartSums<T>(cut_of<T>(p), kTaps + 1, p.workspace);
+}
+
+// Whether the forward is a walk: it converts a pixel of 16 bits for four rows of outputs at once,
+// and reads whole rows of the map. Where pixels are a multiple of 2 KiB, their lines would push one
+// another out of the first-level cache between two vectors of channels.
+template <class T>
+bool walks(const DwconvActParams& p) {
+  return sizeof(T) == 2 && p.H >= rows_at_once(kSide) && p.C * sizeof(T) % 2048 != 0;
+}
+
+template <class T, class Act>
+void forward_walks(const DwconvActParams& p, int64_t begin, int64_t end) {
+  using Scalar = typename Arithmetic<T>::Scalar;
+  using V = typename Arithmetic<T>::Vector;
+  constexpr int R = rows_at_once(kSide);
+  const WalkedStencil<T> stencil{static_cast<const Scalar*>(p.weight), p.y,
+                                 streams_vectors<T>(p.y, p.B, p.H)};
+  for_each_walk<kSide, R>(p.H, begin, end, [&](auto, int64_t image, int64_t i, int64_t skipped) {
+    const Fetch next = Fetch::rows<T>(p.x, image, i + R + kSide / 2, p.W, p.C);
+    convolve_walk<T, kSide, R>(
+        stencil, image, i, skipped, {next, Fetch::nothing(), 0},
+        [&](int64_t, int64_t c, auto lanes) __attribute__((always_inline)) {
+          return RowsOfMap<T, R + kSide - 1, decltype(lanes)>(p.x, p.H, image, i - kSide / 2, c,
+                                                              lanes);
+        },
+        [&](int64_t c, auto lanes) __attribute__((always_inline)) {
+          const V bias = p.bias ? load_lanes(static_cast<const Scalar*>(p.bias) + c, lanes) : V{};
+          return [=](V sum) __attribute__((always_inline)) { return Act::value(sum + bias); };
+        });
+  });
 }
 
 // What a worker holds while it runs jobs.

@@ -134,7 +134,7 @@ class BackwardWorker {
                                            Fetch& dy_ahead, Fetch& x_ahead) const {
     constexpr int64_t kBytes = Arithmetic<T>::kCount * sizeof(T);
     const bool needs_x = p_.grad_x.data, needs_g = p_.grad_g.data;
-    const bool streams = streams_vectors<T>(p_, p_.grad_x);
+    const bool streams = streams_vectors<T>(p_.grad_x, p_.B, p_.H);
     const int64_t C = p_.C, width = width_;
     const int64_t* region = region_;
     T* dx = p_.grad_x.row<T>(image, i, c);

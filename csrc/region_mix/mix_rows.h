@@ -3,8 +3,7 @@
 
 #include "../common/aligned_buffer.h"
 #include "../common/stencil/region_rows.h"
-#include "../common/stencil/rows.h"
-#include "../common/stencil/walk.h"
+#include "../common/stencil/walk_map.h"
 #include "region_mix.h"
 
 namespace hybrid {
@@ -18,13 +17,6 @@ void region_mix_backward(const RegionMixParams& p, int64_t begin, int64_t end);
 
 namespace {
 
-// Rows of outputs in one walk of the forward: with K = 3, registers have room for four.
-constexpr int64_t rows_at_once(int64_t side) { return side <= 3 ? 4 : 2; }
-
-inline int64_t walks_per_image(const RegionMixParams& p) {
-  return p.H < rows_at_once(p.side) ? p.H : ceil_div(p.H, rows_at_once(p.side));
-}
-
 inline RegionRows rows_of(const RegionMixParams& p) {
   return RegionRows(p.B, p.rows, p.region * p.W);
 }
@@ -34,13 +26,6 @@ template <class T>
 PartSums<T> sums_of(const RegionMixParams& p) {
   const int64_t taps = p.grad_weight ? p.side * p.side : 0;
   return rows_of(p).sums<T>(taps + (p.grad_bias ? 1 : 0), p.C, p.workspace);
-}
-
-// Whether a map is better streamed, if whole lines are written at a time.
-template <class T>
-bool streams_vectors(const RegionMixParams& p, const OutputMap& map) {
-  constexpr bool kWholeLines = sizeof(T) * Arithmetic<T>::kCount >= kLine;
-  return kWholeLines && streams_map<T>(map, p.B, p.H);
 }
 
 // N neighbouring rows of z = x + g for a vector of channels, as a source of a walk.

@@ -8,7 +8,7 @@ namespace {
 
 using Params = RegionMixParams;
 
-int64_t forward_jobs(const Params& p) { return p.B * walks_per_image(p); }
+int64_t forward_jobs(const Params& p) { return p.B * walks_per_image(p.H, p.side); }
 
 int64_t backward_jobs(const Params& p) { return rows_of(p).parts(); }
 

@@ -101,10 +101,11 @@ void zero_all(std::tuple<Tensors...>& gradients) {
 }
 
 // Kernels whose work is cut into jobs by the shape, and whose backward leaves sums to be reduced.
+// The forward may be cut otherwise.
 template <class Kernels, class Params>
-void run_forward(const Params& p) {
+void run_forward(const Params& p, int64_t (*Kernels::*jobs)(const Params&) = &Kernels::jobs) {
   const Kernels& kernels = cpu_table<Kernels>();
-  torch::stable::parallel_for(0, kernels.jobs(p), 1,
+  torch::stable::parallel_for(0, (kernels.*jobs)(p), 1,
                               [&](int64_t begin, int64_t end) { kernels.forward(p, begin, end); });
 }
 

@@ -82,6 +82,8 @@ inline __attribute__((always_inline)) void load_taps(const Scalar* weight, int64
 // Memory that will be read soon, in order: asked for piece by piece while something else computes.
 class Fetch {
  public:
+  static Fetch nothing() { return Fetch(nullptr); }
+
   // From row i on, if the pixels of the map lie side by side: then they are read in this order.
   template <class T>
   static Fetch rows(const InputMap& map, int64_t image, int64_t i, int64_t W, int64_t C) {
