@@ -21,6 +21,7 @@ from .modules import (
     WindowAttention,
 )
 from .propagate_conv import propagate_conv
+from .strip_dwconv import strip_dwconv
 from .whiten_conv import whiten_conv
 
 __all__ = [
@@ -45,5 +46,6 @@ __all__ = [
     "fused_ops",
     "is_fused",
     "propagate_conv",
+    "strip_dwconv",
     "whiten_conv",
 ]
