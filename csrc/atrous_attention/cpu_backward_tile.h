@@ -1,8 +1,8 @@
 // Backward of one window and head, from qkv, bias and the log-sum-exp L:
 //
 //   P = exp(S - L)    dP = dO V^T    dS = P (dP - D)
-//   with D = <dO, out> of each query, computed as the mean of dP under P, rounded where P is: out is
-//   not read, and an error of L, which large scores make, cancels
+//   with D = <dO, out> of each query, computed as the mean of dP under P, rounded where P is: out
+//   is not read, and an error of L, which large scores make, cancels
 //   dV = P^T dO       dK = scale dS^T Q    dQ = scale dS K    dbias = sums of dS
 #pragma once
 

@@ -1,4 +1,4 @@
-// Grids in the x dimension alone, for kernels that stride over their blocks: no number is too large.
+// Grids in the x dimension alone, for kernels that stride over their blocks: any number will do.
 #pragma once
 
 #include "device.h"

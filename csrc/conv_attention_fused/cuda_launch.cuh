@@ -8,8 +8,8 @@
 //                 dD, dM, dm, statistics of the softmax      backward
 //                 dV from dy and the statistics              backward
 //
-// Bytes, with v those of x and v / 4 of D: the forward moves 5.5 v (x twice, V and D there and back,
-// y). The logits, another 5 v for two heads of four channels each time that they are read or
+// Bytes, with v those of x and v / 4 of D: the forward moves 5.5 v (x twice, V and D there and
+// back, y). The logits, another 5 v for two heads of four channels each time that they are read or
 // written, never leave the chip. Sums of parameters' gradients are partial sums per block, a number
 // by shape alone, added in a fixed order.
 #pragma once

@@ -1,7 +1,7 @@
 // Maps on CUDA. A thread works on V neighbouring channels of a pixel, in float32; a block on a tile
 // of kTile channels of so many pixels that all its threads have one. Tiles and pixels are counted
-// through in the x dimension of the grid alone. A map has less than 2^30 pixels (check_cuda_map), to
-// be found by 32-bit divisions. Offsets in memory are 64-bit.
+// through in the x dimension of the grid alone. A map has less than 2^30 pixels (check_cuda_map),
+// to be found by 32-bit divisions. Offsets in memory are 64-bit.
 #pragma once
 
 #include "cuda_packed.cuh"
