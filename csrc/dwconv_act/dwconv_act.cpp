@@ -46,7 +46,7 @@ Tensor forward_cpu(Tensor x, Tensor weight, Parameter bias, std::string act) {
   p.weight = inputs.parameter(weight);
   p.bias = inputs.parameter(bias);
   p.y = output_map(y);
-  run_forward<DwconvActCpu>(p, &DwconvActCpu::forward_jobs);
+  run_forward<DwconvActCpu>(p);
   return y;
 }
 

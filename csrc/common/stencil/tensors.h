@@ -100,12 +100,22 @@ void zero_all(std::tuple<Tensors...>& gradients) {
   std::apply([](auto&... grad) { (torch::stable::zero_(grad), ...); }, gradients);
 }
 
-// Kernels whose work is cut into jobs by the shape, and whose backward leaves sums to be reduced.
-// The forward may be cut otherwise.
+// Jobs of a forward: where it is cut otherwise than the backward, the table of kernels has them.
 template <class Kernels, class Params>
-void run_forward(const Params& p, int64_t (*Kernels::*jobs)(const Params&) = &Kernels::jobs) {
+auto forward_jobs(const Kernels& kernels, const Params& p, int)
+    -> decltype(kernels.forward_jobs(p)) {
+  return kernels.forward_jobs(p);
+}
+template <class Kernels, class Params>
+int64_t forward_jobs(const Kernels& kernels, const Params& p, long) {
+  return kernels.jobs(p);
+}
+
+// Kernels whose work is cut into jobs by the shape, and whose backward leaves sums to be reduced.
+template <class Kernels, class Params>
+void run_forward(const Params& p) {
   const Kernels& kernels = cpu_table<Kernels>();
-  torch::stable::parallel_for(0, (kernels.*jobs)(p), 1,
+  torch::stable::parallel_for(0, forward_jobs(kernels, p, 0), 1,
                               [&](int64_t begin, int64_t end) { kernels.forward(p, begin, end); });
 }
 
