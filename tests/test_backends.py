@@ -12,6 +12,7 @@ from harness import DEVICE, backend
 
 import hybrid_kernels
 from hybrid_kernels import backends
+from hybrid_kernels.ops._registration import register
 from hybrid_kernels.samples import Maker
 from hybrid_kernels.samples import atrous_attention as samples
 
@@ -85,6 +86,11 @@ def test_environment_chooses_the_backend_and_refuses_a_wrong_name():
 
 def _environment(name: str) -> dict[str, str]:
     return {**os.environ, "HYBRID_KERNELS_BACKEND": name}
+
+
+def test_a_library_older_than_the_python_code_says_what_to_run():
+    with pytest.raises(ImportError, match=r"has no op of_tomorrow: .* run `make build`"):
+        register("of_tomorrow", module="of_tomorrow", check=print, fake=print)
 
 
 def test_every_op_is_served_on_every_device_with_a_reason():

@@ -39,7 +39,15 @@ def register(
         autocast: Arguments cast to autocast's dtype. The others keep theirs.
         autocast_widest: Arguments cast, under autocast, to the widest dtype among them.
         flops: Floating point operations from the arguments, for ``FlopCounterMode``.
+
+    Raises:
+        ImportError: The compiled library does not define the op.
     """
+    if not hasattr(torch.ops.hybrid, name):
+        raise ImportError(
+            f"hybrid_kernels: the compiled library has no op {name}: it is older than the Python "
+            "code beside it; run `make build`, or install the package again"
+        )
 
     def checked_fake(*args):
         check(*args)
