@@ -6,7 +6,7 @@ A module here bears its op's name and defines ``DECLARATION``; ``_maps`` helps t
 import enum
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,6 +68,26 @@ class BadCall:
     name: str
     build: Callable[[Maker], tuple[Any, ...]]
     message: str
+
+
+def changed_calls(
+    names: Sequence[str], build: Callable[[Maker], tuple[Any, ...]]
+) -> Callable[..., BadCall]:
+    """``bad(name, message, **change)``, which spoils arguments of a call that is right.
+
+    ``build`` makes that call's arguments, in the order of ``names``; ``change`` holds, by name,
+    what makes a bad argument of the good one.
+    """
+
+    def bad(name: str, message: str, **change: Callable[[Any], Any]) -> BadCall:
+        def spoilt(make: Maker) -> tuple[Any, ...]:
+            arguments = dict(zip(names, build(make), strict=True))
+            changed = {key: new(arguments[key]) for key, new in change.items()}
+            return tuple((arguments | changed).values())
+
+        return BadCall(name, spoilt, message)
+
+    return bad
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from . import BadCall, Cost, Declaration, Maker, Sample
+from . import Cost, Declaration, Maker, Sample, changed_calls
 from ._maps import channels_first, expanded, sliced
 
 Map = Callable[..., Tensor]
@@ -41,13 +41,7 @@ SAMPLES = (
 )
 
 
-def _bad(name: str, message: str, **change) -> BadCall:
-    def build(make: Maker):
-        arguments = dict(zip(("x", "offset"), _call(make, (2, 4, 5, 8)), strict=True))
-        changed = {key: new(arguments[key]) for key, new in change.items()}
-        return tuple((arguments | changed).values())
-
-    return BadCall(name, build, message)
+_bad = changed_calls(("x", "offset"), lambda make: _call(make, (2, 4, 5, 8)))
 
 
 BAD_CALLS = (

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from . import BadCall, Cost, Declaration, Maker, Sample
+from . import Cost, Declaration, Maker, Sample, changed_calls
 from ._maps import expanded, sliced
 
 Map = Callable[..., Tensor]
@@ -57,15 +57,9 @@ SAMPLES = (
 )
 
 
-def _bad(name: str, message: str, **change) -> BadCall:
-    names = ("x", "w3", "b3", "w5", "b5", "kv3", "kv5", "scale")
-
-    def build(make: Maker):
-        arguments = dict(zip(names, _call(make, (2, 4, 4, 8), 3), strict=True))
-        changed = {key: new(arguments[key]) for key, new in change.items()}
-        return tuple((arguments | changed).values())
-
-    return BadCall(name, build, message)
+_bad = changed_calls(
+    ("x", "w3", "b3", "w5", "b5", "kv3", "kv5", "scale"), lambda make: _call(make, (2, 4, 4, 8), 3)
+)
 
 
 BAD_CALLS = (

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from . import BadCall, Cost, Declaration, Maker, Sample
+from . import Cost, Declaration, Maker, Sample, changed_calls
 from ._maps import channels_first, expanded, sliced
 
 Map = Callable[..., Tensor]
@@ -46,14 +46,7 @@ SAMPLES = (
 )
 
 
-def _bad(name: str, message: str, **change) -> BadCall:
-    def build(make: Maker):
-        names = ("x", "weight", "group", "reduce")
-        arguments = dict(zip(names, _call(make, (2, 4, 4, 8)), strict=True))
-        changed = {key: new(arguments[key]) for key, new in change.items()}
-        return tuple((arguments | changed).values())
-
-    return BadCall(name, build, message)
+_bad = changed_calls(("x", "weight", "group", "reduce"), lambda make: _call(make, (2, 4, 4, 8)))
 
 
 BAD_CALLS = (

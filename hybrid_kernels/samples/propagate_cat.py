@@ -1,6 +1,6 @@
 """Samples of propagate_cat: both branches of EMSNet, cut tokens, pixels without a token."""
 
-from . import BadCall, Cost, Declaration, Maker, Sample
+from . import Cost, Declaration, Maker, Sample, changed_calls
 from ._maps import channels_first, sliced
 
 Part = tuple[int, int]  # side of the patches, 0 of a full-size map; and channels
@@ -49,14 +49,10 @@ SAMPLES = (
 )
 
 
-def _bad(name: str, message: str, **change) -> BadCall:
-    def build(make: Maker):
-        names = ("maps", "kernels", "is_tokens", "height", "width")
-        arguments = dict(zip(names, _call(make, 2, 4, 6, [(2, 3), (0, 2)]), strict=True))
-        changed = {key: new(arguments[key]) for key, new in change.items()}
-        return tuple((arguments | changed).values())
-
-    return BadCall(name, build, message)
+_bad = changed_calls(
+    ("maps", "kernels", "is_tokens", "height", "width"),
+    lambda make: _call(make, 2, 4, 6, [(2, 3), (0, 2)]),
+)
 
 
 BAD_CALLS = (
